@@ -1,0 +1,53 @@
+"""The kernels behind the models: one contract, one module a kernel, chosen by name once a model is loaded.
+
+    scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> y_BLHP, h_BHPN
+        h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t,   y_t = C_t . h_t
+    conv(u_BLC, weight_CK, bias_C, *, tail=None) -> y_BLC, tail_BKC
+        causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs
+
+Mamba-1 is H = E heads of P = 1 with N decays each; Mamba-2 has one decay a head (A_HN with one column).
+`h0` and `tail` may hold fewer rows than the batch: row r then starts from row r % len(h0), so that many jobs on one
+prompt share its state. `keep_h=False` lets a kernel leave the last state out (None). Sums are taken in at least
+float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import NamedTuple
+
+from mamba_mi.config import UserError, did_you_mean
+
+
+class Choice(NamedTuple):
+    """Which backend runs, what was asked for, and why this one."""
+
+    asked: str
+    used: str
+    why: str
+
+
+def names() -> tuple[str, ...]:
+    """Every backend in this package, whether or not it can run on this machine."""
+    found = (info.name for info in iter_modules(__path__))
+    return tuple(name for name in found if hasattr(import_module(f"{__name__}.{name}"), "scan"))
+
+
+def get(name: str) -> ModuleType:
+    """The backend called `name`; UserError if there is none, or if it cannot run here."""
+    if name not in names():
+        raise UserError(f"backend={name}: no such backend; there are auto, {', '.join(names())}"
+                        f"{did_you_mean(name, ('auto', *names()))}")
+    backend = import_module(f"{__name__}.{name}")
+    if reason := backend.missing():
+        raise UserError(f"backend={name} cannot run: {reason}; backend=chunked runs everywhere")
+    return backend
+
+
+def choose(asked: str, device: str) -> Choice:
+    """Resolve `auto`: chunked, the fastest plain-torch kernel, on every device."""
+    if asked != "auto":
+        get(asked)
+        return Choice(asked, asked, "asked for")
+    return Choice(asked, "chunked", f"the fastest installed kernel for {device}")

@@ -1,0 +1,44 @@
+"""What every room above needs of the configuration: user errors, random streams, typed knobs."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping
+
+
+class UserError(Exception):
+    """What was asked for cannot be done. The command line prints its one line and exits with 1, no traceback."""
+
+
+def did_you_mean(asked: str, known: Iterable[str]) -> str:
+    """`; did you mean 'resid'?` for a near miss, else nothing."""
+    near = difflib.get_close_matches(str(asked), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def stream(seed: int, *names: object):
+    """An independent torch.Generator for each (seed, names): `stream(0, "bootstrap")`, `stream(0, "step", 17)`.
+
+    The names are hashed, so a resumed run draws for item 17 what an uninterrupted one drew for it.
+    """
+    import torch
+
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def typed(schema: type, values: Mapping, where: str):
+    """The frozen dataclass `schema` filled from `values`; an unknown key or a wrong type is a UserError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    known = [f.name for f in dataclasses.fields(schema)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}.{key}: no such key; {where} has {', '.join(known)}{did_you_mean(key, known)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as e:
+        key = getattr(e, "full_key", None) or ""
+        raise UserError(f"{where}.{key}: {str(e).splitlines()[0]}") from None

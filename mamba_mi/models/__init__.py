@@ -1,0 +1,150 @@
+"""Models by name, folder or hub id: `lm = load("tiny")`, `load("path/to/folder")`, `load("state-spaces/mamba2-1.3b")`.
+
+`load` keeps the last model, so the jobs of a sweep in one process share it; the old one is freed first.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from mamba_mi import backends
+from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.models import checkpoints
+from mamba_mi.models.checkpoints import save
+from mamba_mi.models.lm import LM, Past
+from mamba_mi.models.tokenizer import load_tokenizer
+
+__all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save"]
+
+EMBEDDED = {"tiny": Path(__file__).parent / "tiny"}
+HUB = {name: f"state-spaces/{name}" for name in (
+    "mamba-130m", "mamba-370m", "mamba-790m", "mamba-1.4b", "mamba-2.8b", "mamba-2.8b-slimpj",
+    "mamba2-130m", "mamba2-370m", "mamba2-780m", "mamba2-1.3b", "mamba2-2.7b")}
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+_last: dict[tuple, LM] = {}
+
+
+def load(name_or_path: str | Path, *, backend: str = "auto", device: str = "auto",
+         dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, cached: bool = True) -> LM:
+    """A model ready to read: eval mode, no gradients to its weights, backend bound.
+
+    A name (`tiny`, `mamba2-1.3b`), a checkpoint folder, or a hub id. A folder's own tokenizer.json is used unless
+    `tokenizer` names another. `cached=False` gives a fresh copy, for training.
+    """
+    device, dtype = device_of(device), dtype_of(dtype)
+    folder = _folder(str(name_or_path))
+    weights = checkpoints.weights_file(folder)
+    key = (*_stamp(weights), *_stamp(folder / "config.json"), *_stamp(folder / "tokenizer.json"), backend, device, dtype,
+           str(tokenizer), *_stamp(Path(str(tokenizer))))
+    if cached and key in _last:
+        return _last[key]
+    if cached:
+        _last.clear()  # before the new one is made: two do not fit where one just fits
+    lm = _read(folder, weights, backend, device, dtype, tokenizer, Path(str(name_or_path)).name)
+    if cached:
+        _last[key] = lm
+    return lm
+
+
+def _stamp(path: Path) -> tuple:
+    """What changes when a file does: a model is kept only while every file it came from is the same."""
+    if not path.is_file():
+        return (None,)
+    return str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _read(folder, weights, backend, device, dtype, tokenizer, name) -> LM:
+    module, config = checkpoints.read_config(folder)
+    own = folder / "tokenizer.json"
+    source = tokenizer or (own if own.is_file() else None)
+    lm = _empty(module, config, backend, device, name, load_tokenizer(source) if source else None)
+    checkpoints.fill(lm, checkpoints.read_weights(weights), weights, dtype, device)
+    lm.source, lm.fingerprint = str(folder), checkpoints.fingerprint(weights)
+    return lm.eval().requires_grad_(False)
+
+
+def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto", device: str = "auto",
+          dtype: str | torch.dtype = "float32", tokenizer=None, embedding_std: float = 0.02, name: str = "fresh") -> LM:
+    """An untrained model of a published config, initialised as published, every number drawn from `generator`."""
+    device, dtype = device_of(device), dtype_of(dtype)
+    module, sized = checkpoints.parse_config(config)
+    lm = _empty(module, sized, backend, device, name, tokenizer).to_empty(device="cpu")
+    with torch.no_grad():
+        lm.embedding.weight.normal_(std=embedding_std, generator=generator)
+        lm.norm_f.weight.fill_(1.0)
+        if lm.lm_head is not None:
+            lm.lm_head.weight.normal_(std=embedding_std, generator=generator)
+    for layer in lm.layers:
+        layer.initialise(generator)
+    checkpoints.cast(lm, dtype, device)
+    return lm
+
+
+def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device: str = "auto",
+          dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, embedding_std: float = 0.15) -> LM:
+    """An untrained model with the sizes and the tokenizer of a named one; its weights are not read."""
+    folder = _folder(str(name_or_path))
+    _, config = checkpoints.read_config(folder)
+    own = folder / "tokenizer.json"
+    source = tokenizer or (own if own.is_file() else None)
+    lm = fresh(checkpoints.published_config(config), generator=stream(seed, "initialise"), backend=backend, device=device,
+               dtype=dtype, tokenizer=load_tokenizer(source) if source else None, embedding_std=embedding_std,
+               name=Path(str(name_or_path)).name)
+    lm.source, lm.fingerprint = str(folder), f"untrained, seed {seed}, {sorted(vars(config).items())}"
+    return lm
+
+
+def _empty(module, config, backend, device, name, tokenizer) -> LM:
+    choice = backends.choose(backend, device)
+    with torch.device("meta"):  # no random numbers are drawn, no memory is taken
+        return LM(config, module.Block, backends.get(choice.used), choice, name=name, tokenizer=tokenizer)
+
+
+def _folder(asked: str) -> Path:
+    if asked in EMBEDDED:
+        return EMBEDDED[asked]
+    if (path := Path(asked).expanduser()).is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{asked}: a checkpoint is a folder with config.json and weights, not a file")
+    hub = HUB.get(asked, asked)
+    if hub.count("/") != 1 or hub.startswith((".", "/", "~")):
+        known = (*EMBEDDED, *HUB)
+        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)}{did_you_mean(asked, known)}")
+    return _download(hub)
+
+
+def _download(hub: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub, allow_patterns=["config.json", *checkpoints.WEIGHTS, "tokenizer.json"]))
+    except Exception as e:  # the hub's errors share no base class with the network's
+        raise UserError(f"{hub}: not to be had from the hub ({type(e).__name__}); download it where there is a network "
+                        f"(`hf download {hub} --local-dir DIR`) and give model.path=DIR") from None
+
+
+def device_of(asked: str) -> str:
+    """`auto` takes CUDA where there is one, else the CPU, and never MPS: it lacks float64."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UserError(f"device={asked}: no such device; there are auto, cpu, cuda, cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={asked}: this machine has {torch.cuda.device_count()} CUDA devices; device=cpu runs everywhere")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={asked}: not supported; there are auto, cpu, cuda, cuda:N")
+    return asked
+
+
+def dtype_of(asked: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of a name."""
+    name = str(asked).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"dtype={name}: there are {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}")
+    return getattr(torch, name)

@@ -1,0 +1,154 @@
+"""A language model: embedding, blocks, head; one forward for a prompt and for going on with it; start from any layer.
+
+Shape legend: B batch, L length, D width, V padded vocabulary.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mamba_mi.backends import Choice, reference
+from mamba_mi.config import UserError
+from mamba_mi.models.mixer import RMSNorm, State
+from mamba_mi.trace import BLIND, Site
+
+BLOCK_SITES = ("resid", "normed", "in_proj", "gate", "conv", "dt", "B", "C", "write", "state",
+               "scan_out", "gated", "out", "resid_out")
+OUTER_SITES = ("embed", "final_norm")
+
+
+@dataclass(frozen=True)
+class Past:
+    """Where a pass stopped: how many tokens it has seen, and the state after them of each layer from `first` on."""
+
+    length: int
+    layers: tuple[State, ...]
+    first: int = 0
+
+    def of(self, layer: int) -> State:
+        """That layer's state; a past of other layers raises."""
+        if not self.first <= layer < self.first + len(self.layers):
+            raise UserError(f"this past holds layers {self.first}-{self.first + len(self.layers) - 1}, not {layer}: "
+                            "go on through the layers it came from")
+        return self.layers[layer - self.first]
+
+
+class Sites(tuple):
+    """Every Site of a model; `"dt" in lm.sites` asks for a name, `Site(3, "dt") in lm.sites` for one place."""
+
+    def __init__(self, sites):
+        self.names = tuple(dict.fromkeys(site.name for site in self))
+        self._known = frozenset((*self, *self.names))
+
+    def __contains__(self, item) -> bool:
+        return item in self._known
+
+
+class LM(nn.Module):
+    """Any variant: `logits_BLV, past = lm(tokens_BL, trace=BLIND, past=None)`.
+
+    Logits of rows that pad the vocabulary are -inf. `tokenizer` is None when the checkpoint came without one.
+    """
+
+    def __init__(self, config, block, backend, choice: Choice, *, name: str, tokenizer=None):
+        super().__init__()
+        self.config, self.choice, self.name, self.tokenizer = config, choice, name, tokenizer
+        self.source, self.fingerprint = "", ""
+        self.embedding = nn.Embedding(config.padded_vocab, config.d_model)
+        self.layers = nn.ModuleList(block(config, i, backend) for i in range(config.n_layer))
+        self.norm_f = RMSNorm(config.d_model, config.eps)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, config.padded_vocab, bias=False)
+
+    @cached_property
+    def sites(self) -> Sites:
+        inner = (Site(i, name) for i in range(self.config.n_layer) for name in BLOCK_SITES)
+        return Sites((Site(-1, "embed"), *inner, Site(-1, "final_norm")))
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the matrices; A, dt, norms and the state are held in at least float32."""
+        return self.embedding.weight.dtype
+
+    def forward(self, tokens_BL: Tensor, trace=BLIND, past: Past | None = None) -> tuple[Tensor, Past]:
+        """Logits of every position, and the past to hand back in to go on with the next tokens."""
+        self._check(tokens_BL)
+        resid_BLD = self.embed(tokens_BL, trace, past)
+        resid_BLD, past = self.through(resid_BLD, trace=trace, past=past)
+        return self.unembed(resid_BLD, trace), past
+
+    def embed(self, tokens_BL: Tensor, trace=BLIND, past: Past | None = None) -> Tensor:
+        """The residual stream before layer 0, in at least float32; starts the trace's pass."""
+        trace.begin(past.length if past else 0, tokens_BL.shape[1])
+        x_BLD = self.embedding(tokens_BL.to(self.device))
+        return trace(Site(-1, "embed"), x_BLD.to(self.norm_f.weight.dtype))
+
+    def through(self, resid_BLD: Tensor, *, trace=BLIND, past: Past | None = None, first: int = 0,
+                last: int | None = None, keep: bool = True) -> tuple[Tensor, Past | None]:
+        """The residual stream from before layer `first` to before layer `last` (default: after the last layer).
+
+        The past returned covers the layers gone through; None when `keep` is False, which saves making it.
+        """
+        last = self.config.n_layer if last is None else last
+        offset, states = past.length if past else 0, []
+        trace.join(offset, resid_BLD.shape[1])
+        for i in range(first, last):
+            resid_BLD, state = self.layers[i](resid_BLD, trace, past.of(i) if past else None, keep)
+            states.append(state)
+        return resid_BLD, Past(offset + resid_BLD.shape[1], tuple(states), first) if keep else None
+
+    def unembed(self, resid_BLD: Tensor, trace=BLIND) -> Tensor:
+        """Logits of whatever positions are given; padded vocabulary rows are -inf."""
+        x_BLD = trace(Site(-1, "final_norm"), self.norm_f(resid_BLD).to(self.dtype))
+        head_VD = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        logits_BLV = (x_BLD @ head_VD.T).to(self.norm_f.weight.dtype)
+        if self.config.padded_vocab == self.config.vocab_size:
+            return logits_BLV
+        padding = torch.arange(self.config.padded_vocab, device=logits_BLV.device) >= self.config.vocab_size
+        return logits_BLV.masked_fill(padding, -torch.inf)
+
+    @torch.no_grad()
+    def generate(self, tokens_BL: Tensor, n: int, *, trace=BLIND, temperature: float = 0.0, generator=None) -> Tensor:
+        """The n tokens that follow, greedily or sampled at `temperature`, through the recurrent state."""
+        logits_BLV, past = self(tokens_BL, trace=trace)
+        out = []
+        for i in range(n):
+            next_B1 = _draw(logits_BLV[:, -1], temperature, generator)[:, None]
+            out.append(next_B1)
+            if i + 1 < n:
+                logits_BLV, past = self(next_B1, trace=trace, past=past)
+        return torch.cat(out, dim=1)
+
+    @torch.no_grad()
+    def float64_logits(self, tokens_BL: Tensor) -> Tensor:
+        """Logits by the reference backend in float64, one layer at a time upcast, so a large model still fits."""
+        resid_BLD = self.embedding(tokens_BL.to(self.device)).double()
+        for layer in self.layers:
+            precise = type(layer)(self.config, layer.layer, reference).to(self.device).double()
+            precise.load_state_dict(layer.state_dict())
+            resid_BLD, _ = precise(resid_BLD, keep=False)
+        head = self.embedding if self.lm_head is None else self.lm_head
+        x_BLD = torch.rms_norm(resid_BLD, resid_BLD.shape[-1:], self.norm_f.weight.double(), self.config.eps)
+        return x_BLD @ head.weight[:self.config.vocab_size].double().T
+
+    def _check(self, tokens_BL: Tensor) -> None:
+        if tokens_BL.ndim != 2 or tokens_BL.numel() == 0:
+            raise UserError(f"tokens must have shape (batch >= 1, length >= 1), not {tuple(tokens_BL.shape)}")
+        if tokens_BL.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"tokens must be int64 or int32, not {tokens_BL.dtype}")
+        low, high = int(tokens_BL.min()), int(tokens_BL.max())
+        if low < 0 or high >= self.config.padded_vocab:
+            raise UserError(f"token id {high if low >= 0 else low} is outside this model's vocabulary of "
+                            f"{self.config.vocab_size}: the tokenizer and the model do not belong together")
+
+
+def _draw(logits_BV: Tensor, temperature: float, generator) -> Tensor:
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    return torch.multinomial((logits_BV / temperature).softmax(dim=-1).cpu(), 1, generator=generator)[:, 0]

@@ -1,0 +1,100 @@
+"""Mamba-1: every quantity the paper names has its name here (Gu & Dao 2023).
+
+Shape legend: B batch, L length, D width, E inner, N state, R rank of dt, K conv width, V vocabulary.
+Sites of a block, in order: resid normed in_proj gate conv dt B C write state scan_out gated out resid_out.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
+from mamba_mi.trace import BLIND
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes under their published names; `vocab_size` is unpadded, `padded_vocab` counts the embedding's rows."""
+
+    d_model: int
+    n_layer: int
+    vocab_size: int
+    padded_vocab: int
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int = 0
+    tie_embeddings: bool = True
+    eps: float = 1e-5
+    variant: str = "mamba1"
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @classmethod
+    def of(cls, common: Mapping, ssm: Mapping) -> Config:
+        """From a published config: the `common` sizes and what `ssm_cfg` overrides."""
+        rank = ssm.get("dt_rank", "auto")
+        rank = math.ceil(common["d_model"] / 16) if rank == "auto" else rank
+        return cls(**common, **{k: v for k, v in ssm.items() if k != "dt_rank"}, dt_rank=rank)
+
+
+SSM_KEYS = {"d_state", "d_conv", "expand", "dt_rank"}  # what a published ssm_cfg may override here
+
+
+class Block(Mixer):
+    """One layer: RMSNorm, the selective state space, and the residual connection."""
+
+    def __init__(self, config: Config, layer: int, backend):
+        super().__init__(config, layer, backend)
+        D, E, N, R = config.d_model, config.d_inner, config.d_state, config.dt_rank
+        self.norm = RMSNorm(D, config.eps)
+        self.in_proj = nn.Linear(D, 2 * E, bias=False)
+        self.conv1d = nn.Conv1d(E, E, config.d_conv, groups=E)
+        self.x_proj = nn.Linear(E, R + 2 * N, bias=False)
+        self.dt_proj = nn.Linear(R, E)
+        self.A_log = nn.Parameter(torch.empty(E, N))
+        self.D = nn.Parameter(torch.empty(E))
+        self.out_proj = nn.Linear(E, D, bias=False)
+
+    float32_parameters = ("A_log", "D", "dt_proj.bias", "norm.weight")
+
+    def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
+        """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
+        at, N = self.sites(trace), self.config.d_state
+        resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
+        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
+        u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
+        u_BLE, z_BLE = at("in_proj", u_BLE), at("gate", z_BLE)
+        v_BLE, tail = self.convolve(u_BLE, past)
+        v_BLE = at("conv", v_BLE)
+        dt_BLR, B_BLN, C_BLN = self.x_proj(v_BLE).split([self.config.dt_rank, N, N], dim=-1)
+        # the bias once, and in the type A and the state live in
+        z_dt = F.linear(dt_BLR, self.dt_proj.weight).to(self.dt_proj.bias.dtype) + self.dt_proj.bias
+        dt_BLE = at("dt", F.softplus(z_dt))
+        B_BLGN, C_BLGN = at("B", B_BLN[:, :, None]), at("C", C_BLN[:, :, None])
+        y_BLEP, h = self.mix(trace, v_BLE[..., None], dt_BLE, -self.A_log.exp(), B_BLGN, C_BLGN, past, keep)
+        y_BLE = at("scan_out", y_BLEP[..., 0] + (self.D * v_BLE).to(v_BLE.dtype))
+        out_BLD = at("out", self.out_proj(at("gated", y_BLE * F.silu(z_BLE))))
+        return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+
+    @torch.no_grad()
+    def initialise(self, generator) -> None:
+        """The published initialisation: S4D-real A, dt log-uniform in [1e-3, 1e-1], out_proj over √n_layer."""
+        E, N = self.A_log.shape
+        self.A_log.copy_(torch.arange(1, N + 1).float().log().expand(E, N))
+        self.D.fill_(1.0)
+        self.norm.weight.fill_(1.0)
+        for linear in (self.in_proj, self.x_proj, self.out_proj):
+            kaiming(linear.weight, generator)
+        kaiming(self.conv1d.weight, generator, self.conv1d.bias)
+        self.out_proj.weight /= math.sqrt(self.config.n_layer)
+        bound = self.config.dt_rank ** -0.5
+        self.dt_proj.weight.uniform_(-bound, bound, generator=generator)
+        self.dt_proj.bias.copy_(softplus_inverse(torch.empty(E), generator))

@@ -1,0 +1,106 @@
+"""Mamba-2: one decay a head, B and C shared within a group, and a gated norm (Dao & Gu 2024).
+
+Shape legend: B batch, L length, D width, E inner, H heads, P head width, N state, G groups, K conv width.
+Sites of a block, in order: resid normed in_proj gate conv dt B C write state scan_out gated out resid_out.
+`in_proj` and `conv` carry x, B and C together, as the conv does; dt does not pass through it.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
+from mamba_mi.trace import BLIND
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes under their published names; `vocab_size` is unpadded, `padded_vocab` counts the embedding's rows."""
+
+    d_model: int
+    n_layer: int
+    vocab_size: int
+    padded_vocab: int
+    d_state: int = 128
+    d_conv: int = 4
+    expand: int = 2
+    headdim: int = 64
+    ngroups: int = 1
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    tie_embeddings: bool = True
+    eps: float = 1e-5
+    variant: str = "mamba2"
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def heads(self) -> int:
+        return self.d_inner // self.headdim
+
+    @classmethod
+    def of(cls, common: Mapping, ssm: Mapping) -> Config:
+        """From a published config: the `common` sizes and what `ssm_cfg` overrides."""
+        limit = tuple(float(x) for x in ssm.get("dt_limit", (0.0, math.inf)))
+        return cls(**common, **{k: v for k, v in ssm.items() if k not in ("dt_limit", "chunk_size")}, dt_limit=limit)
+
+
+SSM_KEYS = {"d_state", "d_conv", "expand", "headdim", "ngroups", "dt_limit", "chunk_size"}
+
+
+class Block(Mixer):
+    """One layer: RMSNorm, the state space dual, the gated norm, and the residual connection."""
+
+    def __init__(self, config: Config, layer: int, backend):
+        super().__init__(config, layer, backend)
+        D, E, H, GN = config.d_model, config.d_inner, config.heads, config.ngroups * config.d_state
+        self.norm = RMSNorm(D, config.eps)
+        self.in_proj = nn.Linear(D, 2 * E + 2 * GN + H, bias=False)
+        self.conv1d = nn.Conv1d(E + 2 * GN, E + 2 * GN, config.d_conv, groups=E + 2 * GN)
+        self.dt_bias = nn.Parameter(torch.empty(H))
+        self.A_log = nn.Parameter(torch.empty(H))
+        self.D = nn.Parameter(torch.empty(H))
+        # per group: normalising the whole width is off by 1.8 logits
+        self.gated_norm = RMSNorm(E, config.eps, groups=config.ngroups)
+        self.out_proj = nn.Linear(E, D, bias=False)
+
+    float32_parameters = ("A_log", "D", "dt_bias", "norm.weight", "gated_norm.weight")
+
+    def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
+        """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
+        at, config = self.sites(trace), self.config
+        E, H, G = config.d_inner, config.heads, config.ngroups
+        GN = G * config.d_state
+        resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
+        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
+        z_BLE, xBC_BLC, dt_BLH = self.in_proj(n_BLD).split([E, E + 2 * GN, H], dim=-1)
+        xBC_BLC, z_BLE = at("in_proj", xBC_BLC), at("gate", z_BLE)
+        xBC_BLC, tail = self.convolve(xBC_BLC, past)
+        v_BLE, B_BLC, C_BLC = at("conv", xBC_BLC).split([E, GN, GN], dim=-1)
+        dt_BLH = F.softplus(dt_BLH.to(self.dt_bias.dtype) + self.dt_bias)
+        dt_BLH = at("dt", dt_BLH.clamp(*config.dt_limit) if config.dt_limit != (0.0, math.inf) else dt_BLH)
+        B_BLGN, C_BLGN = at("B", B_BLC.unflatten(-1, (G, -1))), at("C", C_BLC.unflatten(-1, (G, -1)))
+        v_BLHP = v_BLE.unflatten(-1, (H, -1))
+        y_BLHP, h = self.mix(trace, v_BLHP, dt_BLH, -self.A_log.exp()[:, None], B_BLGN, C_BLGN, past, keep)
+        y_BLE = at("scan_out", (y_BLHP + (self.D[:, None] * v_BLHP).to(v_BLHP.dtype)).flatten(2))
+        gated_BLE = self.gated_norm(y_BLE * F.silu(z_BLE)).to(y_BLE.dtype)  # gate before norm
+        out_BLD = at("out", self.out_proj(at("gated", gated_BLE)))
+        return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+
+    @torch.no_grad()
+    def initialise(self, generator) -> None:
+        """The published initialisation: A uniform in [1, 16], dt log-uniform in [1e-3, 1e-1], out_proj over √n_layer."""
+        self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1, 16, generator=generator).log())
+        self.dt_bias.copy_(softplus_inverse(torch.empty_like(self.dt_bias), generator))
+        for weight in (self.D, self.norm.weight, self.gated_norm.weight):
+            weight.fill_(1.0)
+        for linear in (self.in_proj, self.out_proj):
+            kaiming(linear.weight, generator)
+        kaiming(self.conv1d.weight, generator, self.conv1d.bias)
+        self.out_proj.weight /= math.sqrt(self.config.n_layer)

@@ -1,0 +1,85 @@
+"""What Mamba-1 and Mamba-2 blocks share: the norm, the conv, the scan with its costly sites, initial values.
+
+Shape legend: B batch, L length, E inner, H heads, P head width, N state, G groups, C conv channels, K conv width.
+"""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_mi.backends import reference
+from mamba_mi.trace import Site
+
+
+class State(NamedTuple):
+    """What one layer carries from token to token: the conv's last inputs and the SSM state."""
+
+    tail_BKC: Tensor
+    h_BHPN: Tensor
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm in at least float32, over each of `groups` equal parts of the width."""
+
+    def __init__(self, width: int, eps: float, groups: int = 1):
+        super().__init__()
+        self.weight, self.eps, self.groups = nn.Parameter(torch.ones(width)), eps, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        if self.groups == 1:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        x = x.unflatten(-1, (self.groups, -1))
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps).flatten(-2) * self.weight
+
+
+class Mixer(nn.Module):
+    """A block that mixes tokens by a causal conv and a scan. Subclasses write `forward` in the paper's symbols."""
+
+    def __init__(self, config, layer: int, backend):
+        super().__init__()
+        self.config, self.layer, self.backend = config, layer, backend
+
+    def sites(self, trace):
+        """`at("dt", x)`: this layer's way into the trace."""
+        return lambda name, x: trace(Site(self.layer, name), x)
+
+    def convolve(self, u_BLC: Tensor, past: State | None) -> tuple[Tensor, Tensor]:
+        """The conv after its SiLU, and its last inputs."""
+        tail = None if past is None else past.tail_BKC
+        c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail)
+        return F.silu(c_BLC), tail
+
+    def mix(self, trace, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, past: State | None, keep: bool):
+        """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches.
+
+        Watching leaves the backend's result as it is; an edit or a gradient runs the reference's token loop.
+        """
+        write, state = Site(self.layer, "write"), Site(self.layer, "state")
+        args, h0 = (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN), None if past is None else past.h_BHPN
+        if not (trace.wants(write) or trace.wants(state)):
+            return self.backend.scan(*args, h0=h0, keep_h=keep)
+        watched = reference.watched_scan(
+            *args, h0=h0, on_write=lambda w: trace(write, w),
+            on_state=(lambda t, h: trace(state, h, at=trace.offset + t)) if trace.wants(state) else None)
+        if trace.grad or trace.edits(write) or trace.edits(state):
+            return watched
+        return self.backend.scan(*args, h0=h0, keep_h=keep)
+
+
+def kaiming(weight: Tensor, generator, bias: Tensor | None = None) -> None:
+    """torch's default for Linear and Conv1d, drawn from `generator`: uniform within 1/√fan_in."""
+    bound = 1 / math.sqrt(weight[0].numel())
+    for x in (weight,) if bias is None else (weight, bias):
+        x.uniform_(-bound, bound, generator=generator)
+
+
+def softplus_inverse(like: Tensor, generator, low: float = 1e-3, high: float = 1e-1, floor: float = 1e-4) -> Tensor:
+    """Biases whose softplus is log-uniform in [low, high]: the published start of dt."""
+    u = torch.empty_like(like).uniform_(generator=generator)
+    dt = torch.exp(u * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
+    return dt + torch.log(-torch.expm1(-dt))

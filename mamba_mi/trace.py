@@ -1,0 +1,144 @@
+"""Seeing and touching a forward pass: sites, and the trace that keeps and edits what passes through them.
+
+Every quantity of a model goes through `trace(Site(layer, "dt"), x)`. Positions are absolute: they count from
+the prompt's first token, so an edit means the same token in a whole pass, in a pass restarted from a prefix,
+and in generation. The position axis of every value is 1.
+"""
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Site(NamedTuple):
+    """A named place in the forward pass: `Site(12, "dt")`. Layer -1 is outside the blocks (embed, final_norm)."""
+
+    layer: int
+    name: str
+
+    def __str__(self):
+        return f"{self.layer}.{self.name}"
+
+
+class NeverReached(LookupError):
+    """Something asked for was not met in the pass: a silent intervention is a wrong result."""
+
+
+class Intervention(Protocol):
+    """What a trace asks of an intervention: where it acts, and what it makes of the value it meets there."""
+
+    sites: tuple[Site, ...]
+
+    def touches(self, offset: int, length: int, end: int) -> set[int]:
+        """The absolute positions it acts on, of those in `offset … offset+length-1`; `end` is where the pass ends."""
+
+    def missing(self, touched: set[int]) -> str:
+        """What it wanted to act on beyond `touched`, in words; empty when nothing."""
+
+    def apply(self, site: Site, x: Tensor, offset: int, end: int) -> Tensor:
+        """The value the model goes on with; `x` has positions offset … on axis 1 and is never changed in place."""
+
+
+class Trace:
+    """One prompt's passage through a model, seen from inside: `.values[site]` for the sites kept, edits applied.
+
+    Serves one pass, or several that go on where the last one stopped (generation). Kept values are cut from the
+    graph unless `grad`. Use it as a context: leaving raises NeverReached for a site or a position never met.
+    """
+
+    def __init__(self, keep: Iterable[Site] = (), interventions: Iterable[Intervention] = (), grad: bool = False):
+        self.keep = frozenset(Site(*site) for site in keep)
+        self.interventions, self.grad = tuple(interventions), grad
+        self.counts: Counter[Site] = Counter()
+        self.offset, self._end = 0, None
+        self._pieces: dict[Site, list[Tensor]] = defaultdict(list)
+        self._touched: dict[tuple[int, Site], set[int]] = defaultdict(set)
+        self._at: dict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
+        for number, intervention in enumerate(self.interventions):
+            for site in intervention.sites:
+                self._at[site].append((number, intervention))
+
+    @property
+    def values(self) -> dict[Site, Tensor]:
+        """What was kept: one tensor a site, positions of later passes joined on axis 1."""
+        return {site: p[0] if len(p) == 1 else torch.cat(p, dim=1) for site, p in self._pieces.items()}
+
+    @property
+    def grads(self) -> dict[Site, Tensor]:
+        """Gradients at the sites kept, after `backward` (grad=True); a site the loss does not depend on raises."""
+        if cut := [str(site) for site, pieces in self._pieces.items() if any(p.grad is None for p in pieces)]:
+            raise NeverReached(f"no gradient at {', '.join(cut)}: call backward first, with Trace(grad=True)")
+        return {site: torch.cat([p.grad for p in pieces], dim=1) for site, pieces in self._pieces.items()}
+
+    def wants(self, site: Site) -> bool:
+        """Whether anybody watches this site: costly values (write, state) are made only then."""
+        return site in self.keep or site in self._at
+
+    def begin(self, offset: int, length: int) -> None:
+        """A pass over positions offset … offset+length-1 starts. It must go on where the last one stopped."""
+        if self._end is not None and offset != self._end:
+            raise ValueError(f"this Trace already saw positions up to {self._end - 1}, and the new pass starts at "
+                             f"{offset}: make a new Trace for every prompt")
+        self.offset, self._end = offset, offset + length
+
+    def join(self, offset: int, length: int) -> None:
+        """A pass may start at any layer: `begin`, unless this very stretch has begun below."""
+        if (self.offset, self._end) != (offset, offset + length):
+            self.begin(offset, length)
+
+    def edits(self, site: Site) -> bool:
+        """Whether an intervention acts at this site."""
+        return site in self._at
+
+    def __call__(self, site: Site, x: Tensor, at: int | None = None) -> Tensor:
+        """The value to go on with. `at` is the position of x's first token where that is not the pass's first."""
+        offset = self.offset if at is None else at
+        self.counts[site] += 1
+        if self.grad and not x.requires_grad:
+            x = x.detach().requires_grad_(True)
+        for number, intervention in self._at.get(site, ()):
+            self._touched[number, site] |= intervention.touches(offset, x.shape[1], self._end)
+            x = intervention.apply(site, x, offset, self._end)
+        if site in self.keep:
+            if self.grad:
+                x.retain_grad()
+            self._pieces[site].append(x if self.grad else x.detach())
+        return x
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.close()
+
+    def close(self) -> None:
+        """Raise NeverReached for every site or position that was asked for and not met."""
+        missed = {s for s in (*self.keep, *self._at) if not self.counts[s]}
+        if missed:
+            met = sorted({s.name for s in self.counts})
+            layers = sorted({s.layer for s in self.counts if s.layer >= 0})
+            span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layer"
+            raise NeverReached(f"never reached: {', '.join(map(str, sorted(missed)))}; "
+                               f"the pass went through {span} and sites {', '.join(met) or 'none'}")
+        for number, intervention in enumerate(self.interventions):
+            for site in intervention.sites:
+                if missing := intervention.missing(self._touched[number, site]):
+                    raise NeverReached(f"never reached at site {site}: {missing}; the pass ended at position {self._end - 1}")
+
+
+class _Blind(Trace):
+    """The trace of a pass nobody watches: hands every value straight back and counts nothing."""
+
+    def begin(self, offset, length):
+        pass
+
+    def __call__(self, site, x, at=None):
+        return x
+
+
+BLIND = _Blind()

@@ -1,0 +1,25 @@
+"""How a backend is found, chosen and refused."""
+import pytest
+
+from mamba_mi import UserError, backends
+
+
+def test_both_plain_backends_are_found_and_every_one_found_keeps_the_contract():
+    assert {"reference", "chunked"} <= set(backends.names())
+    for name in ("reference", "chunked"):
+        assert not backends.get(name).missing()
+        assert backends.choose(name, "cpu")[:2] == (name, name)
+
+
+def test_auto_chooses_one_that_runs_and_says_which():
+    choice = backends.choose("auto", "cpu")
+    assert choice.asked == "auto" and choice.why
+    assert not backends.get(choice.used).missing()
+
+
+@pytest.mark.parametrize(("asked", "near"), [("chunk", "did you mean 'chunked'"), ("refrence", "'reference'"),
+                                             ("__init__", "no such backend"), ("", "no such backend")])
+def test_a_backend_that_is_none_is_refused_with_those_there_are(asked, near):
+    with pytest.raises(UserError, match=near) as caught:
+        backends.choose(asked, "cpu")
+    assert "\n" not in str(caught.value) and "chunked" in str(caught.value)

@@ -1,0 +1,7 @@
+"""What the models and backends are held against: written from the published equations alone."""
+from .checkpoints import CONFIGS, MAMBA1, MAMBA2, random_checkpoint, shapes, with_ssm
+from .compare import deviation
+from .recurrence import Inner, causal_conv, inner, mamba1, mamba2, scan
+
+__all__ = ["CONFIGS", "MAMBA1", "MAMBA2", "Inner", "causal_conv", "deviation", "inner", "mamba1", "mamba2",
+           "random_checkpoint", "scan", "shapes", "with_ssm"]
