@@ -1,0 +1,61 @@
+"""Prompts and where they come from.
+
+A data set is one module of this package with a frozen dataclass `Knobs` and `load(knobs, tokenizer, seed)
+-> Dataset`; its file name is its name in the configuration, and there is no other list to add it to.
+"""
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Mapping
+from types import ModuleType
+
+from mamba_mi.config import UserError, did_you_mean, typed
+from mamba_mi.data.pairing import pair_up
+from mamba_mi.data.prompt import Batch, Dataset, Dropped, Pair, Prompt, batches
+from mamba_mi.data.spans import roles
+
+__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "load", "names", "pair_up", "roles"]
+
+
+def load(knobs: Mapping, tokenizer, seed: int) -> Dataset:
+    """The data set `knobs["name"]`, made by its module from the rest of the knobs.
+
+    All candidates come back, in a seeded order: `n` and `only_correct` are for whoever knows which prompts
+    the model gets right. A data set none of whose records can be used is a UserError that says why they
+    cannot.
+    """
+    name = knobs.get("name")
+    module = _module(name)
+    settings = typed(module.Knobs, knobs, "dataset")
+    n = getattr(settings, "n", None)
+    if n is not None and n < 1:
+        raise UserError(f"dataset.n={n}: give at least 1, or null for every prompt")
+    dataset = module.load(settings, tokenizer, seed)
+    if not dataset.prompts and not dataset.pairs:
+        reasons = Counter(d.why for d in dataset.dropped).most_common(3)
+        raise UserError(f"dataset={name}: none of {len(dataset.dropped)} records can be used: "
+                        + "; ".join(f"{count} times {why}" for why, count in reasons))
+    return dataset
+
+
+def names() -> list[str]:
+    """Every data set there is."""
+    return [m.name for m in pkgutil.iter_modules(__path__) if _is_dataset(_import(m.name))]
+
+
+def _module(name: str) -> ModuleType:
+    if any(m.name == name for m in pkgutil.iter_modules(__path__)) and _is_dataset(_import(name)):
+        return _import(name)
+    known = names()
+    hint = did_you_mean(name, known)
+    raise UserError(f"dataset.name={name}: no such data set; there are {', '.join(known)}{hint}")
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _is_dataset(module: ModuleType) -> bool:
+    return hasattr(module, "Knobs") and hasattr(module, "load")

@@ -1,0 +1,113 @@
+"""CounterFact: "The mother tongue of Danielle Darrieux is" -> " French", from a file or from the hub.
+
+The published file says prompt = relation_prefix + subject + relation_suffix, and keeps a "{}" at the head
+of the suffix where the subject opens the sentence (four prompts in five). A subject inside a sentence and
+every target bring their leading space. 324 prompts occur more than once, mostly with another target each
+time: the first is used.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mamba_mi.config import UserError
+from mamba_mi.data.encoding import Encoded, bos_ids, check_known, encode, encode_targets, following, prompt
+from mamba_mi.data.pairing import shuffled
+from mamba_mi.data.prompt import Dataset, Dropped, Prompt
+from mamba_mi.data.reading import Unusable, fingerprint, read_records, require_columns, sift, text_of
+from mamba_mi.data.spans import token_span
+
+COLUMNS = ("prompt", "relation_prefix", "subject", "relation_suffix", "relation_id", "target_true")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """`path` wins over `hub`. `n` (null: all) and `only_correct` choose among the prompts once a model ran."""
+
+    name: str = "counterfact"
+    path: str | None = None
+    hub: str = "NeelNanda/counterfact-tracing"
+    revision: str | None = None
+    n: int | None = 200
+    only_correct: bool = True
+    bos: bool = False
+
+
+class _Fact(NamedTuple):
+    prompt_id: str
+    text: str
+    target: str
+    subject: tuple[int, int]  # characters, with the leading space
+    cluster: str
+    template: str
+
+
+def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
+    """Every usable prompt, in an order drawn from the seed; `prompt_id` is its row in the file: cf-00017."""
+    if knobs.path:
+        source, records = f"dataset.path={knobs.path}", read_records(knobs.path)
+        digest = fingerprint(knobs.path)
+    else:
+        source, (records, digest) = f"dataset.hub={knobs.hub}", _from_hub(knobs.hub, knobs.revision)
+    require_columns(records, COLUMNS, source)
+    ids = [f"cf-{row:05d}" for row in range(len(records))]
+    seen: set[str] = set()
+    texts = [str(record.get("prompt") or "") for record in records]
+    facts, dropped = sift(ids, texts, zip(ids, records, strict=True), lambda item: _fact(*item, seen))
+    prompts, more = _prompts(facts, tokenizer, knobs.bos)
+    dropped = tuple(sorted([*dropped, *more], key=lambda d: d.prompt_id))
+    return Dataset("counterfact", tuple(shuffled(prompts, seed, "counterfact")), digest, dropped=dropped)
+
+
+def _fact(prompt_id: str, record: dict, seen: set[str]) -> _Fact:
+    text, subject, target = (text_of(record, column) for column in ("prompt", "subject", "target_true"))
+    prefix = text_of(record, "relation_prefix", may_be_empty=True)
+    suffix = text_of(record, "relation_suffix", may_be_empty=True).removeprefix("{}")
+    if text != prefix + subject + suffix:
+        raise Unusable("the prompt is not relation_prefix + subject + relation_suffix")
+    if text in seen:
+        raise Unusable("an earlier record has the same prompt")
+    seen.add(text)
+    space = subject[:len(subject) - len(subject.lstrip())]
+    template = f"{text_of(record, 'relation_id')}: {prefix}{space}{{}}{suffix}"
+    span = len(prefix), len(prefix) + len(subject)
+    return _Fact(prompt_id, text, following(text, target), span, subject.strip(), template)
+
+
+def _prompts(facts: Sequence[_Fact], tokenizer, bos: bool) -> tuple[list[Prompt], list[Dropped]]:
+    texts = [fact.text for fact in facts]
+    encoded = encode(texts, tokenizer)
+    before = bos_ids(tokenizer, bos)
+    target_ids = encode_targets(texts, encoded, [fact.target for fact in facts], tokenizer)
+
+    def make(item: tuple[_Fact, Encoded, tuple[int, ...]]) -> Prompt:
+        fact, tokens, target = item
+        check_known(tokens.ids, tokenizer, "the prompt")
+        check_known(target, tokenizer, "the target")
+        spans = {"subject": token_span(tokens.offsets, *fact.subject)}
+        return prompt(fact.prompt_id, fact.text, tokens.ids, fact.target, target, spans,
+                      bos=before, cluster=fact.cluster, template=fact.template)
+
+    return sift([fact.prompt_id for fact in facts], texts, zip(facts, encoded, target_ids, strict=True), make)
+
+
+def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
+    """The train split and the sha256 of what is used of it: equal contents, equal fingerprints."""
+    how = (f"download it with `hf download {hub} --repo-type dataset --local-dir FOLDER` and give "
+           "dataset.path=FILE, the parquet file in it")
+    try:
+        from datasets import DownloadConfig, load_dataset
+        from datasets.exceptions import DatasetsError
+    except ImportError:
+        raise UserError(f"dataset.hub={hub} needs `pip install datasets`; or {how}") from None
+    try:
+        once = DownloadConfig(max_retries=0)
+        table = load_dataset(hub, revision=revision, split="train", download_config=once)
+    except (OSError, ValueError, DatasetsError) as e:  # ConnectionError and FileNotFoundError are OSErrors
+        raise UserError(f"dataset.hub={hub}: not to be had ({type(e).__name__}) and dataset.path is not set; "
+                        f"where there is a network, {how}") from None
+    records = table.select_columns([c for c in COLUMNS if c in table.column_names]).to_list()
+    return records, hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()

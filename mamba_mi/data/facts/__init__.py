@@ -1,0 +1,86 @@
+"""The embedded world of facts as a data set: prompts that end just before the answer.
+
+`dataset=facts` asks a model for facts in words it was never told them in; `relations=[birth_country]` for
+what follows from two facts, of people of whom that was never said.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.data.facts.vocabulary import BOS, tokenizer, vocabulary
+from mamba_mi.data.facts.words import PERSON, TEMPLATES
+from mamba_mi.data.facts.world import Saying, World, world
+from mamba_mi.data.prompt import Dataset, Prompt
+
+__all__ = ["Knobs", "World", "load", "prompts", "tokenizer", "vocabulary", "world"]
+SPLITS = ("heldout", "train")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """`relations` is "all" (the four about people), one name, or a list. The models were trained with BOS."""
+
+    name: str = "facts"
+    n: int | None = 128
+    only_correct: bool = True
+    split: str = "heldout"
+    relations: Any = "all"
+    bos: bool = True
+
+
+def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
+    """Every prompt of the split, in an order drawn from the seed."""
+    if knobs.split not in SPLITS:
+        raise UserError(f"dataset.split={knobs.split}: there are {', '.join(SPLITS)}"
+                        f"{did_you_mean(knobs.split, SPLITS)}")
+    _check(tokenizer)
+    relations = _relations(knobs.relations)
+    sayings = [saying for relation in relations for saying in world().sayings(relation, knobs.split)]
+    if not sayings:
+        raise UserError(f"dataset.relations={knobs.relations}: nothing of it is held out; dataset.split=train "
+                        "asks for what the model was told")
+    made = prompts(sayings, tokenizer, knobs.bos)
+    order = torch.randperm(len(made), generator=stream(seed, "facts")).tolist()
+    return Dataset("facts", tuple(made[i] for i in order), world().fingerprint)
+
+
+def prompts(sayings: list[Saying], tokenizer, bos: bool = True) -> list[Prompt]:
+    """What is said, up to the answer, with the subject's tokens found by their characters."""
+    texts = [f"{before}{s.subject}{after}" for s in sayings for before, after in [s.parts]]
+    encoded = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+    rows = zip(sayings, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [_prompt(*row, bos) for row in rows]
+
+
+def _prompt(saying: Saying, text: str, ids: list[int], offsets: list[tuple[int, int]], bos: bool) -> Prompt:
+    start = len(saying.parts[0])
+    inside = [i for i, (a, b) in enumerate(offsets) if a < start + len(saying.subject) and b > start]
+    shift = int(bos)
+    spans = {"subject": (inside[0] + shift, inside[-1] + 1 + shift)}
+    target = world().answer(saying)
+    target_id = vocabulary()[target]
+    template = f"{saying.relation}-{saying.template}"
+    token_ids = (vocabulary()[BOS], *ids) if bos else tuple(ids)
+    spans = {"bos": (0, 1), **spans} if bos else spans
+    return Prompt(f"{template}-{saying.subject.replace(' ', '-')}", text, token_ids, target, target_id, spans,
+                  (target_id,), saying.subject, template)
+
+
+def _relations(asked: Any) -> list[str]:
+    names = list(PERSON) if asked == "all" else [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in TEMPLATES:
+            raise UserError(f"dataset.relations={name}: there are all, {', '.join(TEMPLATES)}"
+                            f"{did_you_mean(name, TEMPLATES)}")
+    return names
+
+
+def _check(tokenizer) -> None:
+    if tokenizer is None or tokenizer.get_vocab() != vocabulary():
+        what = "came without a tokenizer" if tokenizer is None else "has another vocabulary"
+        raise UserError("dataset=facts is about made-up people whom only the embedded models know, and this model "
+                        f"{what}; give model=tiny, or another dataset")

@@ -1,0 +1,145 @@
+"""Records from a file the user names, with an error of one line for each way such a file can be wrong.
+
+A record that cannot be used raises Unusable and is dropped with that reason; a file that cannot be used is
+a UserError. Reasons are the same words for every record with the same flaw, so that they can be counted.
+"""
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.data.prompt import Dropped
+
+
+class Unusable(ValueError):
+    """One record cannot be used; the message is the reason its reader is given."""
+
+
+def sift(ids: Sequence[str], texts: Sequence[str], items: Iterable,
+         make: Callable) -> tuple[list, list[Dropped]]:
+    """`make(item)` for every item, and those it found Unusable under their id and text."""
+    kept, dropped = [], []
+    for prompt_id, text, item in zip(ids, texts, items, strict=True):
+        try:
+            kept.append(make(item))
+        except Unusable as why:
+            dropped.append(Dropped(prompt_id, printable(text), str(why)))
+    return kept, dropped
+
+
+def read_records(path: str) -> list[dict[str, Any]]:
+    """The records of a .parquet, .jsonl, .json (a list) or .csv (with a header, UTF-8) file."""
+    file, asked = Path(path).expanduser(), f"dataset.path={path}"
+    if file.is_dir():
+        inside = sorted(str(f) for f in file.rglob("*") if f.suffix.lower() in READERS)
+        such = ", ".join(inside[:5] or READERS)
+        raise UserError(f"{asked}: a folder; give a file, such as {such}")
+    if not file.is_file():
+        beside = [f.name for f in file.parent.glob("*")]
+        raise UserError(f"{asked}: no such file{did_you_mean(file.name, beside)}")
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise UserError(f"{asked}: cannot read {file.suffix or 'a file without extension'}; "
+                        f"give a file that ends in {', '.join(READERS)}")
+    try:
+        records = reader(file)
+    except UnicodeDecodeError as e:
+        bad = e.object[e.start]
+        raise UserError(f"{asked}: not UTF-8 text (byte {bad:#04x}); save the file as UTF-8") from None
+    except (OSError, ValueError, RecursionError, csv.Error) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"{asked}: not a readable {file.suffix} file ({reason[:200]})") from None
+    if not records:
+        raise UserError(f"{asked}: the file holds no records")
+    return records
+
+
+def columns_of(records: Iterable[dict]) -> list[str]:
+    """Every column that some record has, in the order they are met."""
+    return list(dict.fromkeys(column for record in records for column in record))
+
+
+def require_columns(records: list[dict], needed: Iterable[str], source: str) -> None:
+    """UserError for a column that no record has."""
+    present = columns_of(records)
+    if missing := [column for column in needed if column not in present]:
+        hint = did_you_mean(missing[0], sorted(set(present) - set(needed)))
+        raise UserError(f"{source}: no column {', '.join(missing)}; it has {', '.join(present)}{hint}")
+
+
+def text_of(record: dict, column: str, *, may_be_empty: bool = False) -> str:
+    """The text a record has in a column; Unusable where it has none that a tokenizer could take."""
+    value = record.get(column)
+    if value is None or (isinstance(value, str) and not value.strip() and not may_be_empty):
+        raise Unusable(f"{column} is empty")
+    if not isinstance(value, str):
+        raise Unusable(f"{column} is not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unusable(f"{column} is not valid Unicode (half of a surrogate pair)") from None
+    return value
+
+
+def printable(text: str) -> str:
+    """The text with "?" for what no file can hold: half of a surrogate pair, escaped in a JSON file."""
+    return text.encode(errors="replace").decode()
+
+
+def fingerprint(path: str) -> str:
+    """The sha256 of the file's bytes."""
+    with Path(path).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parquet(file: Path) -> list[dict]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(file).read().to_pylist()
+    except pa.ArrowException as e:  # some are neither ValueError nor OSError
+        raise ValueError(str(e)) from None
+
+
+def _jsonl(file: Path) -> list[dict]:
+    # not splitlines, which also cuts at U+2028 inside a string
+    lines = file.read_text(encoding="utf-8-sig").split("\n")
+    return [_record(line, f"line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _json(file: Path) -> list[dict]:
+    content = json.loads(file.read_text(encoding="utf-8-sig") or "[]")
+    if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
+        raise ValueError("not a list of records")
+    return content
+
+
+def _record(line: str, where: str) -> dict:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{where}: {e.msg}, column {e.colno}") from None
+    if type(record) is not dict:
+        raise ValueError(f"{where}: not a record in braces")
+    return record
+
+
+def _csv(file: Path) -> list[dict]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        records = []
+        for record in reader:
+            if None in record:
+                raise ValueError(f"line {reader.line_num}: more than the header's {len(reader.fieldnames)} "
+                                 "fields; put quotes around a field with a comma")
+            records.append(record)
+    return records
+
+
+READERS = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _json, ".csv": _csv}

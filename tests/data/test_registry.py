@@ -1,0 +1,43 @@
+import pytest
+
+from mamba_mi import data
+from mamba_mi.config import UserError
+
+
+def test_the_data_sets_are_the_modules_that_have_knobs_and_load():
+    assert {"counterfact", "pairs"} <= set(data.names())
+    assert not {"prompt", "pairing", "spans", "reading", "encoding"} & set(data.names())
+
+
+def test_a_new_file_is_a_new_data_set(tmp_path, monkeypatch):
+    (tmp_path / "one_prompt_made_here.py").write_text("""
+from dataclasses import dataclass
+from mamba_mi.data.prompt import Dataset, Prompt
+
+@dataclass(frozen=True)
+class Knobs:
+    name: str = ""
+    text: str = "a"
+
+def load(knobs, tokenizer, seed):
+    return Dataset(knobs.name, (Prompt("p", knobs.text, (1,), "b", 2),), f"{seed}")
+""")
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path)])
+    made = data.load({"name": "one_prompt_made_here", "text": "hello"}, None, 7)
+    assert (made.prompts[0].text, made.fingerprint) == ("hello", "7")
+    assert "one_prompt_made_here" in data.names()
+
+
+@pytest.mark.parametrize(("knobs", "message"), [
+    ({"name": "counterfacts"}, r"no such data set; there are .*pairs.*; did you mean 'counterfact'\?"),
+    ({"name": "prompt"}, "dataset.name=prompt: no such data set"),
+    ({"name": None}, "dataset.name=None: no such data set"),
+    ({}, "dataset.name=None: no such data set"),
+    ({"name": "counterfact", "pth": "x"}, r"dataset.pth: no such key; .*did you mean 'path'\?"),
+    ({"name": "counterfact", "bos": "perhaps"}, "dataset.bos"),
+    ({"name": "counterfact", "n": 0}, "dataset.n=0: give at least 1"),
+])
+def test_a_mistake_is_one_line(knobs, message):
+    with pytest.raises(UserError, match=message) as error:
+        data.load(knobs, None, 0)
+    assert "\n" not in str(error.value)
