@@ -1,0 +1,187 @@
+"""The light cone: many interventions on one batch, each run only where it can change anything.
+
+An edit at (layer, position) changes later layers at positions >= it, nothing else. So jobs that start at one position
+share the clean state before it, the clean run is the batch's first job, and each job joins at its first layer by
+taking over the clean residual stream. Positions are visited in order: the clean state advances once and only the
+current one is held. Exact: the same numbers as one full forward a job, to rounding.
+
+Shape legend: S jobs (intervention sets), B prompts, L length, D width, V padded vocabulary.
+"""
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mamba_mi.config import UserError
+from mamba_mi.trace import NeverReached, Site, Trace
+
+Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
+MEMORY = 1 << 30  # bytes of activations a chunk of jobs may take
+
+
+@dataclass
+class Ledger:
+    """What the cone did: edits applied at each site name, forwards of tokens through layers, memory halvings."""
+
+    edits: Counter = field(default_factory=Counter)
+    token_layers: int = 0
+    halvings: int = 0
+
+
+def evaluate(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory: int = MEMORY,
+             ledger: Ledger | None = None) -> Tensor:
+    """What `read` makes of the last position's logits, one row a set: `read(logits_SBV) -> SB…`.
+
+    `batch` is a Batch or tokens_BL of equal length. Every edit of every set must be met, at every position it names,
+    exactly where it says; else NeverReached. Runs out of memory: half as many jobs at a time, noted in the ledger.
+    """
+    return contrast(lm, batch, sets, read, memory=memory, ledger=ledger)[0]
+
+
+@torch.no_grad()
+def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory: int = MEMORY,
+             ledger: Ledger | None = None) -> tuple[Tensor, Tensor]:
+    """`evaluate`, and beside each set what the clean run gave in the very batch that set ran in.
+
+    Batching changes a float32 sum's last bits; a set that changes nothing differs from its own twin by exactly 0.
+    """
+    tokens_BL = batch if isinstance(batch, Tensor) else batch.tokens_BL
+    ledger = Ledger() if ledger is None else ledger
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, interventions in enumerate(sets):
+        groups[_first_position(interventions, tokens_BL.shape[1])].append(number)
+    out: dict[int, tuple[Tensor, Tensor]] = {}
+    past, reached = None, 0
+    for position in sorted(groups):
+        if position > reached:
+            stretch = lm.embed(tokens_BL[:, reached:position], past=past)
+            past, reached = lm.through(stretch, past=past)[1], position
+        numbers = sorted(groups[position], key=lambda n: (_first_layer(lm, sets[n]), n))
+        size = _jobs_at_once(lm, len(tokens_BL), tokens_BL.shape[1] - position, memory)
+        while numbers:
+            chunk = numbers[:size]
+            try:
+                values, clean = _run(lm, tokens_BL, position, past, [sets[n] for n in chunk], read, ledger)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise UserError(f"out of memory with one job of {len(tokens_BL)} prompts; "
+                                    "lower method.batch or cone.memory") from None
+                size, ledger.halvings = max(1, size // 2), ledger.halvings + 1
+                continue
+            out.update((n, (value, clean)) for n, value in zip(chunk, values))
+            numbers = numbers[size:]
+    if not sets:
+        raise UserError("no intervention sets: nothing to evaluate")
+    return tuple(torch.stack([out[n][side] for n in range(len(sets))]) for side in (0, 1))
+
+
+def _run(lm, tokens_BL, position, past, sets, read, ledger) -> tuple[Tensor, Tensor]:
+    """One chunk of jobs that start at `position`, sorted by first layer; row 0 of every layer is the clean run."""
+    rows, depth = len(tokens_BL), lm.config.n_layer
+    starts = [_first_layer(lm, s) for s in sets]
+    trace = _Jobs(sets, rows, position, tokens_BL.shape[1])
+    suffix_BL = tokens_BL[:, position:]
+    resid = lm.embed(suffix_BL, past=past)
+    joined = 0
+    for layer in range(-1, depth):
+        while joined < len(sets) and starts[joined] <= layer:
+            resid = torch.cat([resid, resid[:rows]])
+            joined += 1
+        trace.active = joined
+        if layer < 0:
+            resid = trace(Site(-1, "embed"), resid) if joined else resid
+            continue
+        resid, _ = lm.layers[layer](resid, trace, past.layers[layer] if past else None, False)
+        ledger.token_layers += resid.shape[0] * resid.shape[1]
+    resid = torch.cat([resid] + [resid[:rows]] * (len(sets) - joined))
+    trace.active = len(sets)
+    # what is read is the last position alone: its index in the pass is kept for edits at final_norm
+    logits = lm.unembed(resid[:, -1:], trace.last_only())
+    trace.close()
+    ledger.edits.update(trace.fired)
+    values = read(logits[:, 0].unflatten(0, (1 + len(sets), rows)))
+    return values[1:], values[0]
+
+
+class _Jobs(Trace):
+    """The trace of a chunk of jobs: job j owns rows (j+1)·B … (j+2)·B of every value, row block 0 is clean."""
+
+    def __init__(self, sets, rows: int, offset: int, end: int):
+        super().__init__()
+        self.rows, self.active = rows, 0
+        self.begin(offset, end - offset)
+        self.fired: Counter[str] = Counter()
+        self._met: dict[tuple[int, int, Site], set[int]] = {}
+        self._jobs: dict[Site, list[tuple[int, int, object]]] = defaultdict(list)
+        self._all = [(j, k, i) for j, interventions in enumerate(sets) for k, i in enumerate(interventions)]
+        for j, k, intervention in self._all:
+            for site in intervention.sites:
+                self._jobs[site].append((j, k, intervention))
+                self._met[j, k, site] = set()
+
+    def last_only(self):
+        """From here on values hold the last position alone."""
+        self.offset = self._end - 1
+        return self
+
+    def wants(self, site):
+        return site in self._jobs
+
+    edits = wants
+
+    def __call__(self, site, x, at=None):
+        jobs = self._jobs.get(site)
+        if not jobs:
+            return x
+        offset = self.offset if at is None else at
+        x = x.clone()
+        for j, k, intervention in jobs:
+            met = intervention.touches(offset, x.shape[1], self._end)
+            if j >= self.active or not met:
+                continue
+            block = slice((j + 1) * self.rows, (j + 2) * self.rows)
+            x[block] = intervention.apply(site, x[block], offset, self._end)
+            if met & self._met[j, k, site]:
+                raise RuntimeError(f"the edit at site {site} fired twice at positions {sorted(met)}")
+            self._met[j, k, site] |= met
+            self.fired[site.name] += 1
+        return x
+
+    def close(self):
+        for j, k, intervention in self._all:
+            for site in intervention.sites:
+                met = self._met[j, k, site]
+                if not met or intervention.missing(met):
+                    where = intervention.missing(met) or "any position"
+                    raise NeverReached(f"never reached at site {site}: {where}; the prompt has {self._end} tokens")
+
+
+def _first_position(interventions, length: int) -> int:
+    first = min((i.first(length) for i in interventions), default=length - 1)
+    if not 0 <= first < length:
+        raise NeverReached(f"never reached: position {first}; the prompt has {length} tokens")
+    return first
+
+
+def _first_layer(lm, interventions) -> int:
+    """The layer whose block the job must join at; edits at final_norm join after the last."""
+    depth = lm.config.n_layer
+    sites = [site for i in interventions for site in i.sites]
+    for site in sites:
+        if site not in lm.sites:
+            raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1} and sites "
+                               f"{', '.join(lm.sites.names)}")
+    return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
+
+
+def _jobs_at_once(lm, prompts: int, length: int, memory: int) -> int:
+    """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
+    c = lm.config
+    inner = 12 * c.d_inner + 4 * c.d_model  # projections, conv, gate, norm and their temporaries, a token
+    mixing = c.heads * min(length, 64) * 6 if c.variant == "mamba2" else 3 * c.d_inner * c.d_state // length + 1
+    row = length * (inner + mixing) * 4 + 3 * c.padded_vocab * 4
+    return max(1, memory // (row * prompts) - 1)
