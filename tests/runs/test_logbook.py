@@ -1,0 +1,23 @@
+"""Which logbooks there are."""
+from pathlib import Path
+
+import pytest
+
+from mamba_mi.config import UserError
+from mamba_mi.runs.logbook import open_logbook
+
+
+def test_the_silent_logbook_takes_everything_and_writes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    book = open_logbook("none")
+    book.config({"seed": 0})
+    book.log({"loss": 1.0}, step=3)
+    book.summary([{"metric": "m", "mean": 1.0}])
+    book.figure(Path("a.png"))
+    book.close("done")
+    assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_logbook_is_answered_with_those_there_are():
+    with pytest.raises(UserError, match="logger=nonne: no such logbook; there is none.*did you mean 'none'"):
+        open_logbook("nonne")
