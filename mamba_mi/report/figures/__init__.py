@@ -1,0 +1,63 @@
+"""The catalogue of figures. An experiment lists the names it wants; a figure reads a run's tables only.
+
+A new figure is one function from RunTables to (figure, caption) and one line in CATALOGUE.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib import style as matplotlib_style
+from matplotlib.figure import Figure as Sheet
+
+from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.report.figures.patching_curves import patching_curves
+from mamba_mi.report.figures.patching_map import patching_map
+from mamba_mi.report.figures.style import STYLE
+from mamba_mi.report.figures.training import training_curve, training_recall
+from mamba_mi.report.tables import RunTables
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An entry of the catalogue: what it shows, and the function that draws it and writes its caption."""
+
+    shows: str
+    draw: Callable[[RunTables], tuple[Sheet, str]]
+
+
+CATALOGUE = {
+    "patching_map": Figure("layer x position role, sufficiency beside necessity", patching_map),
+    "patching_curves": Figure("the effect over layers for each position role", patching_curves),
+    "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
+    "training_recall": Figure("right answers on each task", training_recall),
+}
+
+
+def draw(name: str, tables: RunTables) -> tuple[Sheet, str]:
+    """The figure of that name and its caption. Rows it needs and the run lacks are a UserError."""
+    if name not in CATALOGUE:
+        raise UserError(f"no figure {name!r}; the catalogue has {', '.join(CATALOGUE)}"
+                        f"{did_you_mean(name, CATALOGUE)}")
+    with _house_style():
+        return CATALOGUE[name].draw(tables)
+
+
+def save(figure: Sheet, folder: str | Path, name: str) -> Path:
+    """Writes figures/<name>.png and .pdf under the run's folder, and returns the PNG's path.
+
+    The same figure gives the same bytes: no dates, no version of matplotlib.
+    """
+    target = Path(folder) / "figures" / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _house_style():
+        figure.savefig(target, metadata={"Software": None})
+        nothing = {"CreationDate": None, "Producer": None, "Creator": None}
+        figure.savefig(target.with_suffix(".pdf"), metadata=nothing)
+    return target
+
+
+def _house_style():
+    """Ours on matplotlib's defaults, whatever the user's own matplotlibrc says; undone on leaving."""
+    return matplotlib_style.context(["default", STYLE])

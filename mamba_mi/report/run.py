@@ -1,0 +1,59 @@
+"""The report of one run: its figures drawn, its page composed of what the experiment says and what the run recorded."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from mamba_mi.report.figures import draw, save
+from mamba_mi.report.html import Page, render
+from mamba_mi.report.tables import RunTables, read_run
+
+
+def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[str, list[Path]]:
+    """The report's HTML and the figures it shows, drawn from the run's own files.
+
+    `selected` counts prompts by their fate. The experiment gives the question, the headline, the words and the caveats.
+    """
+    tables = read_run(folder)
+    drawn = []
+    for name in experiment.figures:
+        figure, caption = draw(name, tables)
+        drawn.append((save(figure, folder, name), caption))
+    page = Page(
+        title=f"{experiment.name} · {tables.config['model']['name']}",
+        question=experiment.question,
+        setting=_setting(tables),
+        findings=experiment.findings(tables.summary),
+        table=experiment.headline(tables.summary),
+        figures=drawn,
+        caveats=[*_measured(tables), *experiment.caveats(tables.summary)],
+        reproduce=tables.manifest.get("command", ""),
+        config_yaml=yaml.safe_dump(tables.config, sort_keys=False, allow_unicode=True),
+        manifest=tables.manifest,
+        selection=selected,
+        complete=tables.summary,
+    )
+    return render(page), [path for path, _ in drawn]
+
+
+def _setting(tables: RunTables) -> dict[str, str]:
+    config, manifest = tables.config, tables.manifest
+    model, dataset = config["model"], config["dataset"]
+    backend = manifest.get("backend") or {}
+    return {
+        "model": f"{model['name']} ({model['path'] or model['hub'] or 'embedded'})",
+        "data": dataset["name"] + (f" ({dataset['path']})" if dataset.get("path") else ""),
+        "arithmetic": f"{manifest.get('dtype', config['dtype'])}, backend {backend.get('used', '?')} on "
+                      f"{manifest.get('device', '?')}, {manifest.get('threads', '?')} threads",
+        "seed": str(config["seed"]),
+        "run": manifest.get("run_id", ""),
+    }
+
+
+def _measured(tables: RunTables) -> list[str]:
+    off = tables.manifest.get("deviation")
+    if not off:
+        return []
+    return [f"On the first prompt the logits differ from a float64 reference by at most {off['max_abs']:.1e}, "
+            f"{off['relative']:.1e} of the largest."]

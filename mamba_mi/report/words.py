@@ -1,0 +1,134 @@
+"""Numbers and names as a reader wants them: the same in figures, in the report and on the console."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MINUS = "\N{MINUS SIGN}"
+NOTHING = "–"
+DIRECTIONS = {"denoising": "Sufficiency", "noising": "Necessity"}
+SITES = {"resid": "residual stream", "out": "mixer output", "scan_out": "scan output"}
+ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subject", "relation": "relation",
+         "between": "between", "last": "last token"}
+HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
+            "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "control_p": "p (control)"}
+
+
+def number(x: float | None, decimals: int = 2) -> str:
+    """`0.83`, `−0.05`, `153`: that many places, fewer for large numbers; a rounded zero has no sign."""
+    if x is None or math.isnan(x):
+        return NOTHING
+    decimals = max(0, decimals - (abs(x) >= 10) - (abs(x) >= 100))
+    text = f"{x:.{decimals}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`[.79, .86]`: short enough for a cell of a heatmap."""
+    if low is None or high is None:
+        return ""
+    return f"[{_short(low)}, {_short(high)}]"
+
+
+def _short(x: float) -> str:
+    text = number(x)
+    return text.replace("0.", ".", 1) if text.lstrip(MINUS).startswith("0.") else text
+
+
+def p_value(p: float | None) -> str:
+    """`< .001`, `.034`, `1`: no leading zero, as p cannot pass 1."""
+    if p is None:
+        return NOTHING
+    if p < 0.001:
+        return "< .001"
+    return "1" if p >= 0.9995 else f"{p:.3f}"[1:]
+
+
+def role(name: str) -> str:
+    """`subject_2` as `subject token 2`."""
+    stem, _, index = name.rpartition("_")
+    if stem == "subject" and index.isdigit():
+        return f"subject token {index}"
+    return ROLES.get(name, name.replace("_", " "))
+
+
+def site(name: str) -> str:
+    return SITES.get(name, name)
+
+
+def metric(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def direction(name: str) -> str:
+    return DIRECTIONS.get(name, name).lower()
+
+
+NAMES = {"direction": direction, "site": site, "role": role, "metric": metric}
+
+
+def span(values: Sequence[int]) -> str:
+    """`200`, or `14–200` where the numbers differ."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def sample(rows: Sequence[dict]) -> str:
+    """`n = 200 prompts, 90 clusters` for rows of a summary."""
+    clusters = [row["n_clusters"] for row in rows if row.get("n_clusters") is not None]
+    prompts = f"n = {span([row['n'] for row in rows])} prompts"
+    return f"{prompts}, {span(clusters)} clusters" if clusters else prompts
+
+
+class Columns(NamedTuple):
+    """A printable table: headings, which columns are numbers, rows of text, what all rows share."""
+
+    headings: list[str]
+    numeric: list[bool]
+    rows: list[list[str]]
+    shared: str
+
+
+def columns(rows: Sequence[dict]) -> Columns:
+    """Rows of a summary as text: conditions first, the mean and its interval in one column, no empty columns.
+
+    What every row has in common (one metric, one n) is said once, in `shared`.
+    """
+    flat = [{**row["conditions"], **row} for row in rows]
+    cells = {key: [_text(key, row) for row in flat] for key in _keys(flat)}
+    constant = {key: texts[0] for key, texts in cells.items()
+                if _is_setting(key, rows) and len(set(texts)) == 1 < len(rows)}
+    kept = [key for key, texts in cells.items() if key not in constant and set(texts) != {NOTHING}]
+    numeric = [all(isinstance(row.get(key), int | float | None) for row in flat) for key in kept]
+    shared = ", ".join(f"{_heading(key)} {text}" for key, text in constant.items() if text != NOTHING)
+    return Columns([_heading(key) for key in kept], numeric,
+                   [list(row) for row in zip(*(cells[key] for key in kept), strict=True)], shared)
+
+
+def _keys(rows) -> list[str]:
+    """Every key in the order it is first met; the interval's ends are printed with the mean."""
+    return [key for key in dict.fromkeys(key for row in rows for key in row)
+            if key not in ("conditions", "ci_low", "ci_high")]
+
+
+def _is_setting(key: str, rows) -> bool:
+    return key in ("metric", "n", "n_clusters", "excluded") or any(key in row["conditions"] for row in rows)
+
+
+def _heading(key: str) -> str:
+    return HEADINGS.get(key, key.replace("_", " "))
+
+
+def _text(key: str, row: dict) -> str:
+    value = row.get(key)
+    if value is None:
+        return NOTHING
+    if key in NAMES:
+        return NAMES[key](value)
+    if key == "mean":
+        low, high = row.get("ci_low"), row.get("ci_high")
+        return number(value, 3) + ("" if low is None else f" [{number(low, 3)}, {number(high, 3)}]")
+    if key == "p" or key.startswith("p_") or key.endswith("_p"):
+        return p_value(value)
+    return number(value) if isinstance(value, float) else str(value)

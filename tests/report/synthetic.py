@@ -1,0 +1,92 @@
+"""Runs made up with the shape of real ones: half-way up, the subject hands over to the last token."""
+from __future__ import annotations
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+METRICS = ("normalised_logit_difference", "probability")
+SITES = ("resid", "out", "scan_out")
+PROMPT = "The Eiffel Tower is located in the city of"
+
+
+def patching_summary(layers=6, tokens=2, sites=SITES, n=200, metrics=METRICS, seed=0) -> list[dict]:
+    """Rows of a patching summary. With many subject tokens, fewer prompts have the later ones."""
+    random = np.random.default_rng(seed)
+    subject = [f"subject_{i}" for i in range(1, tokens + 1)]
+    roles = ["bos", "pre_subject", *subject, "subject", "between", "last"]
+    cells = list(product(("denoising", "noising"), sites, range(layers), roles))
+    return [_row(random, metric, n, tokens, layers, *cell) for metric in metrics for cell in cells]
+
+
+def _row(random, metric, n, tokens, layers, direction, site, layer, role) -> dict:
+    effect = _effect(direction, site, layer / max(1, layers - 1), role, tokens)
+    if role.startswith("subject_"):
+        n = max(14, int(n * (1.25 - 0.22 * int(role[8:]))) if tokens > 3 else n)
+    scale = {"normalised_logit_difference": 1, "probability": 0.6}[metric]
+    half = scale * (0.012 + 0.07 * math.sqrt(max(0.0, effect * (1.1 - effect)))) * math.sqrt(200 / n)
+    mean = scale * effect + random.normal() * half / 2.5
+    p = 0.001 if abs(mean) > 2.6 * half else round(min(1.0, 0.9 * math.exp(-abs(mean) / half)), 3)
+    conditions = {"direction": direction, "site": site, "layer": layer, "role": role}
+    return {"conditions": conditions, "metric": metric, "n": n,
+            "n_clusters": max(8, int(n * 0.45)), "mean": mean, "ci_low": mean - half * 1.05,
+            "ci_high": mean + half * 0.95, "effect_size": mean / half / 4, "p": p,
+            "p_adjusted": min(1.0, p * 3), "p_bh": min(1.0, p * 1.4),
+            "control_p": None, "excluded": 3 if metric == METRICS[0] else 0}
+
+
+def _effect(direction, site, depth, role, tokens) -> float:
+    handed_over = 1 / (1 + math.exp(-11 * (depth - 0.55)))
+    passing = math.exp(-((depth - 0.55) / 0.2) ** 2)
+    if site == "resid":
+        shape = {"subject": 1 - handed_over, "last": handed_over, "between": 0.3 * passing}
+    else:
+        written = math.exp(-(depth / 0.25) ** 2)
+        shape = {"subject": 0.55 * written, "last": 0.62 * passing, "between": -0.12 * passing}
+    if role.startswith("subject_"):
+        share = int(role[8:]) / sum(range(1, tokens + 1))
+        return shape["subject"] * share * (0.9 if direction == "denoising" else 0.6)
+    return shape.get(role, 0.0) * (1 if direction == "denoising" else 0.93)
+
+
+def training_summary() -> list[dict]:
+    tasks = {"recall_train": (1.0, 512), "recall_held_out": (0.981, 479), "two_hop_train": (1.0, 200),
+             "two_hop_held_out": (0.567, 90), "mqar_4": (1.0, 400), "mqar_8": (0.99, 400),
+             "box": (0.716, 300)}
+    rows = []
+    for task, (p, n) in tasks.items():
+        half = 1.96 * math.sqrt(p * (1 - p) / n)
+        rows.append({"conditions": {"task": task}, "metric": "hit", "n": n, "n_clusters": n // 4, "mean": p,
+                     "ci_low": p - half, "ci_high": min(1, p + half), "effect_size": None, "p": None,
+                     "p_adjusted": None, "control_p": None})
+    return rows
+
+
+def training_curve(steps=2400, every=10) -> list[dict]:
+    random = np.random.default_rng(1)
+    at = range(every, steps + 1, every)
+    return [{"step": s, "loss": 0.9 + 4.6 * math.exp(-s / 330) + random.normal() * 0.05,
+             "lr": 4e-3 * min(1, s / 100) * (0.51 + 0.49 * math.cos(math.pi * s / steps)),
+             "tokens_per_second": 7800 + random.normal() * 250} for s in at]
+
+
+def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None) -> Path:
+    """A run's folder, without effects, as `runs` leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model": {"name": model}, "dataset": {"name": dataset, "n": 200, "only_correct": True},
+              "method": {"name": "patching", "lr": 0.004}, "seed": 0, "device": "cpu", "dtype": "float32"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    manifest = {"status": "done", "run_id": "3f9c2a7e", "seed": 0, "git": "1e236f3", "backend": "chunked",
+                "versions": {"torch": "2.13.0", "python": "3.11"}, "bit_reproducible": True}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    prompts = [{"prompt_id": str(i), "text": PROMPT, "kept": i < 3, "why": ""} for i in range(4)]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "artifacts").mkdir(exist_ok=True)
+    if curve is not None:
+        (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
+    return folder

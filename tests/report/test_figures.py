@@ -1,0 +1,211 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from mamba_mi.config import UserError
+from mamba_mi.report.figures import CATALOGUE, draw, save
+from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
+
+from .synthetic import patching_summary, training_curve, training_summary
+
+HEADLINE = "normalised_logit_difference"
+ROLES = ["bos", "pre_subject", "subject_1", "subject_2", "subject", "between", "last"]  # as in the text
+RUNS = {
+    "six layers": {"layers": 6, "tokens": 2},
+    "two layers, one site": {"layers": 2, "tokens": 1, "sites": ("resid",), "n": 20},
+    "twelve layers": {"layers": 12, "tokens": 3, "sites": ("resid", "out")},
+    "48 layers, long subjects": {"layers": 48, "tokens": 6, "sites": ("resid",)},
+    "64 layers, four sites": {"layers": 64, "tokens": 1, "sites": ("resid", "out", "scan_out", "gated")},
+}
+
+
+def panels(figure):
+    return {axes.get_label(): axes for axes in figure.axes}
+
+
+def changed(rows, change):
+    return [{**row, **change} if row["metric"] == HEADLINE else row for row in rows]
+
+
+def test_every_name_of_the_catalogue_draws(run):
+    for name in CATALOGUE:
+        summary = training_summary() + patching_summary(2, 1, sites=("resid",))
+        figure, caption = draw(name, run(summary, curve=training_curve())[1])
+        assert figure.axes and len(caption) > 40
+
+
+def test_an_unknown_figure_raises_with_the_list(run):
+    with pytest.raises(UserError, match="patching_map, patching_curves.*did you mean 'patching_map'"):
+        draw("patchng_map", run(patching_summary(2, 1))[1])
+
+
+def test_cell_text_is_the_summarys_numbers(run):
+    summary = patching_summary(6, 2)
+    figure, _ = draw("patching_map", run(summary)[1])
+    rows = {(c["direction"], c["site"], c["role"], c["layer"]): row for row in summary
+            for c in [row["conditions"]] if row["metric"] == HEADLINE}
+    seen = {}
+    for direction in ("denoising", "noising"):
+        for site in ("resid", "out", "scan_out"):
+            for text in panels(figure)[f"{direction} {site}"].texts:
+                x, y = text.get_position()
+                seen.setdefault((direction, site, ROLES[int(y)], int(x)), []).append(text.get_text())
+    assert seen.keys() == rows.keys()
+    for cell, (mean, between) in seen.items():
+        row, numbers = rows[cell], [mean, *between.strip("[]").split(",")]
+        read = [float(number.replace("\N{MINUS SIGN}", "-")) for number in numbers]
+        assert np.allclose(read, [row["mean"], row["ci_low"], row["ci_high"]], rtol=0, atol=0.005 + 1e-12)
+
+
+def test_colours_of_a_deep_map_are_the_summarys_numbers(run):
+    summary = patching_summary(48, 6)
+    axes = panels(draw("patching_map", run(summary)[1])[0])
+    assert not axes["noising out"].texts and "width noising out" in axes
+    row = next(row for row in summary if row["metric"] == HEADLINE and row["conditions"] ==
+               {"direction": "noising", "site": "out", "layer": 30, "role": "last"})
+    means, widths = (axes[label].collections[0].get_array() for label in ("noising out", "width noising out"))
+    assert means.shape == widths.shape == (11, 48)
+    assert means[10, 30] == row["mean"] and widths[10, 30] == (row["ci_high"] - row["ci_low"]) / 2
+
+
+def test_curves_and_bands_are_the_summarys_numbers(run):
+    summary = patching_summary(6, 2)
+    axes = panels(draw("patching_curves", run(summary)[1])[0])["noising resid"]
+    rows = sorted((row["conditions"]["layer"], row["mean"], row["ci_low"], row["ci_high"]) for row in summary
+                  if row["metric"] == HEADLINE and row["conditions"]["direction"] == "noising"
+                  and row["conditions"]["site"] == "resid" and row["conditions"]["role"] == "last")
+    line = next(line for line in axes.lines if line.get_label() == "last")
+    assert np.array_equal(line.get_xydata(), [row[:2] for row in rows])
+    band = axes.collections[-1].get_paths()[0].vertices
+    assert {(x, y) for x, _, low, high in rows for y in (low, high)} <= set(map(tuple, band))
+
+
+def test_only_cells_that_do_not_stand_out_are_hatched(run):
+    rows = patching_summary(2, 1, sites=("resid",))
+    for row in rows:
+        row["p_adjusted"] = 0.2 if row["conditions"]["role"] == "bos" else 0.01
+        row["p_adjusted"] = None if row["conditions"]["role"] == "last" else row["p_adjusted"]
+    figure, caption = draw("patching_map", run(rows)[1])
+    hatch, = panels(figure)["denoising resid"].patches
+    assert hatch.get_hatch() and hatch.get_path().get_extents().bounds == (0, 0, 2, 1)
+    assert "4 cells were not tested" in caption
+
+
+def test_a_hole_in_the_map_raises(run):
+    rows = patching_summary(6, 2)
+    rows.remove(next(row for row in rows if row["conditions"] ==
+                     {"direction": "noising", "site": "out", "layer": 4, "role": "between"}))
+    for name in ("patching_map", "patching_curves"):
+        with pytest.raises(UserError, match="lacks 1 of the 252 cells .*noising / out / between / 4"):
+            draw(name, run(rows)[1])
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_missing_rows_raise(run, name):
+    _, tables = run([{"conditions": {"task": "box"}, "metric": "other", "n": 1, "mean": 0.5}])
+    with pytest.raises(UserError, match="has no rows with metric|no such file"):
+        draw(name, tables)
+
+
+def test_a_run_in_one_direction_draws_that_one(run):
+    rows = [row for row in patching_summary(3, 1) if row["conditions"]["direction"] == "denoising"]
+    for name in ("patching_map", "patching_curves"):
+        labels = panels(draw(name, run(rows)[1])[0])
+        assert "denoising resid" in labels and "noising resid" not in labels
+
+
+def test_a_cell_without_an_estimate_says_so(run):
+    rows = changed(patching_summary(2, 1, sites=("resid",)), {})
+    rows[0].update(mean=None, ci_low=None, ci_high=None, p_adjusted=None)
+    figure, caption = draw("patching_map", run(rows)[1])
+    assert panels(figure)["denoising resid"].texts[0].get_text() == "–" and "no estimate" in caption
+
+
+def test_n_is_in_the_title_and_in_the_legend_where_it_differs(run):
+    figure, _ = draw("patching_map", run(patching_summary(2, 1))[1])
+    assert any("n = 200 prompts, 90 clusters" in text.get_text() for text in figure.texts)
+    figure, _ = draw("patching_curves", run(patching_summary(2, 6))[1])
+    assert {"n = 14", "n = 200"} <= {text.get_text() for text in figure.texts}
+
+
+def shown(figure):
+    """Every piece of text that is drawn, with its box: x0, y0, x1, y1 in pixels."""
+    figure.draw_without_rendering()
+    hidden = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+              for at, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+              for low, high in [sorted(axis.get_view_interval())] if not axes.axison or not low <= at <= high}
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text not in hidden]
+    return [text.get_text() for text in texts], np.array([text.get_window_extent().extents for text in texts])
+
+
+@pytest.mark.parametrize("kind", [*RUNS, "training"])
+def test_no_text_is_clipped_or_overlaps(run, kind):
+    training = kind == "training"
+    tables = run(training_summary() if training else patching_summary(**RUNS[kind], metrics=[HEADLINE]),
+                 model="mamba2-1.3b", curve=training_curve())[1]
+    for name in CATALOGUE:
+        if name.startswith("training") != training:
+            continue
+        figure, _ = draw(name, tables)
+        texts, box = shown(figure)
+        page = figure.bbox.extents
+        clipped = ((box < page[[0, 1, 0, 1]]) | (box > page[[2, 3, 2, 3]])).any(1)
+        assert not clipped.any(), f"{name} clips {np.array(texts)[clipped]}"
+        low, high = box[:, :2], box[:, 2:]
+        common = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+        pairs = np.argwhere(np.triu((common > 1).all(-1), k=1))
+        assert not len(pairs), f"{name}: {[(texts[a], texts[b]) for a, b in pairs[:3]]} overlap"
+
+
+SCRIPT = """
+import sys
+from mamba_mi.report.figures import draw, save
+from mamba_mi.report.tables import read_run
+for name in ("patching_map", "patching_curves"):
+    save(draw(name, read_run(sys.argv[1]))[0], sys.argv[2], name)
+print(sorted({"torch", "matplotlib.pyplot"} & set(sys.modules)))
+"""
+
+
+def test_figures_are_byte_stable_and_touch_no_global_state(run, tmp_path):
+    folder, tables = run(patching_summary(2, 1, sites=("resid", "out")))
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.bbox": "tight"}):
+        for name in ("patching_map", "patching_curves"):
+            saved = save(draw(name, tables)[0], tmp_path / "one", name)
+            assert saved == tmp_path / "one" / "figures" / f"{name}.png"
+    assert dict(matplotlib.rcParams) == before
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(tmp_path / "two")]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+    written = sorted(path.name for path in (tmp_path / "one" / "figures").iterdir())
+    assert written == ["patching_curves.pdf", "patching_curves.png", "patching_map.pdf", "patching_map.png"]
+    for name in written:
+        one, two = (tmp_path / each / "figures" / name for each in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes(), name
+
+
+def cielab(colours):
+    """L*, a*, b* (CIE 1976): another measure than the one the maps are made with."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(linear @ to_xyz.T / [0.9505, 1, 1.089]).T  # none is dark enough for the linear part
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+@pytest.mark.parametrize("colours", [SUFFICIENCY_MAP, NECESSITY_MAP])
+def test_colour_maps_are_centred_symmetric_and_even(colours):
+    lab = cielab(colours(np.linspace(0, 1, 256))[:, :3])
+    below, above = lab[127::-1], lab[128:]
+    assert np.array_equal(below[0], above[0]) and above[0, 0] > 97  # white at 0
+    for arm in (below, above):
+        steps = np.linalg.norm(np.diff(arm, axis=0), axis=1)
+        assert (np.diff(arm[:, 0]) < 0).all() and steps.max() < 1.4 * steps.min()
+    assert np.abs(below - above)[:, 0].max() < 3  # as dark below 0 as above it
