@@ -1,0 +1,116 @@
+"""Experiments: a file each, whose name is the registry's key. An experiment yields effects, a table a batch.
+
+Everything else (keeping, resuming, statistics, figures, reports) is written once, in the runner and the rooms below.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import ClassVar
+
+import pyarrow as pa
+
+from mamba_mi.config import UserError, did_you_mean, typed
+from mamba_mi.data import Batch, Pair, batches
+from mamba_mi.interventions import Ledger
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an experiment is told besides its knobs: the seed, the cone's memory in bytes, where hooks are counted."""
+
+    seed: int
+    memory: int
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class Experiment:
+    """Subclass in `experiments/<name>.py`, with a frozen dataclass `Knobs` for the keys of conf/method/<name>.yaml.
+
+    `needs` is "pairs", "prompts" or "nothing": what the runner selects from the data set and hands to `step`.
+    `conditions` are the columns that make a cell of the summary, `normalised` maps a metric to its ratio's name.
+    """
+
+    Knobs: ClassVar[type]
+    figures: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[str] = "prompts"
+    question: ClassVar[str] = ""
+    conditions: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[tuple[str, ...]] = ("direction",)
+    normalised: ClassVar[Mapping[str, str]] = {}
+    fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
+
+    def __init__(self, knobs, lm, setting: Setting):
+        self.knobs, self.lm, self.setting = knobs, lm, setting
+
+    def check(self) -> None:
+        """Raise a UserError for knobs that do not fit this model, before anything is run."""
+
+    def fit(self, train, scratch: Path) -> None:
+        """Learn what the measurement needs; resumable from its own `scratch` folder. Nothing by default."""
+
+    @property
+    def name(self) -> str:
+        """The registry's key: the name of the file the experiment is in."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def batches(self, items) -> list[Batch]:
+        """The batches `step` will see; of one layout each, by the knob `batch`."""
+        return batches(items, self.knobs.batch)
+
+    def clusters(self, items) -> dict[str, str]:
+        """What the statistics resample together, by prompt_id: prompts of one subject."""
+        prompts = [item.clean if isinstance(item, Pair) else item for item in items]
+        return {p.prompt_id: p.cluster or p.prompt_id for p in prompts}
+
+    def step(self, batch) -> pa.Table:
+        """Measure one batch: its effects (measure.effects)."""
+        raise NotImplementedError
+
+    def cost(self, batch) -> tuple[int, int]:
+        """(jobs, tokens times layers) that `step(batch)` will run; what a dry run prints."""
+        return len(batch), len(batch) * batch.length * self.lm.config.n_layer
+
+    def artefacts(self) -> dict:
+        """Tensors (safetensors) and JSON values worth keeping beside the effects, by file name without suffix."""
+        return {}
+
+    def headline(self, summary: list[dict]) -> list[dict]:
+        """The few rows of the summary that answer the question."""
+        return summary[:12]
+
+    def findings(self, summary: list[dict]) -> list[str]:
+        """The result in words, every number with its interval and n."""
+        return []
+
+    def caveats(self, summary: list[dict]) -> list[str]:
+        """What a reader must know before believing the result."""
+        return []
+
+
+def names() -> tuple[str, ...]:
+    """Every experiment: the files of this room and the entry points `mamba_mi.experiments` of installed packages."""
+    own = {info.name for info in iter_modules(__path__)}
+    return tuple(sorted(own | {point.name for point in entry_points(group="mamba_mi.experiments")}))
+
+
+def get(name: str) -> type[Experiment]:
+    """The experiment class called `name`."""
+    if name not in names():
+        raise UserError(f"method.name={name}: no such experiment; there are {', '.join(names())}"
+                        f"{did_you_mean(name, names())}")
+    for point in entry_points(group="mamba_mi.experiments"):
+        if point.name == name:
+            return point.load()
+    module = import_module(f"{__name__}.{name}")
+    return next(x for x in vars(module).values()
+                if isinstance(x, type) and issubclass(x, Experiment) and x.__module__ == module.__name__)
+
+
+def knobs_of(experiment: type[Experiment], method: Mapping) -> object:
+    """The experiment's knobs from the config's method group, typed; a typo raises."""
+    return typed(experiment.Knobs, {k: v for k, v in method.items() if k != "name"}, "method")

@@ -1,0 +1,225 @@
+"""The one way a run goes, whatever the experiment: build, select, fit, step, keep, summarise, report.
+
+Configuration stops here: below there are only arguments.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, so before torch
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mamba_mi import data, experiments, models
+from mamba_mi.config import UserError
+from mamba_mi.data import Dataset, Pair
+from mamba_mi.experiments import Experiment, Setting
+from mamba_mi.measure.selection import Selection, select
+from mamba_mi.measure.summary import summarise
+from mamba_mi.report import console as tables
+from mamba_mi.report.run import write_report
+from mamba_mi.runs import identity, provenance
+from mamba_mi.runs.forecast import forecast
+from mamba_mi.runs.logbook import open_logbook
+from mamba_mi.runs.manifest import demand_same, open_manifest, read_manifest
+from mamba_mi.runs.precision import deviation
+from mamba_mi.runs.progress import bar
+from mamba_mi.runs.store import Store
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run ready to go: the plain configuration, the model, the data set and the experiment."""
+
+    settings: dict
+    lm: models.LM
+    dataset: Dataset | None
+    experiment: Experiment
+
+    def conditions(self) -> dict:
+        """What a resumed run must agree in with what it kept."""
+        return {"device": str(self.lm.device), "backend": self.lm.choice._asdict(), "threads": torch.get_num_threads(),
+                "dtype": str(self.lm.dtype).removeprefix("torch."),
+                "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
+                                 **({"data": self.dataset.fingerprint} if self.dataset else {})}}
+
+
+def run(cfg: DictConfig) -> Path | None:
+    """Do what the configuration says; the run's folder, or None for a dry run."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    console.print(tables.config_tree(settings))
+    built = build(settings)
+    if settings["dry_run"]:
+        _forecast(built)
+        return None
+    folder = identity.folder(settings)
+    with Store(folder) as store:
+        if settings["force"]:
+            store.clear()
+        if (read_manifest(folder) or {}).get("status") == "done":
+            demand_same(folder, read_manifest(folder), built.conditions() | {"versions": provenance.versions()})
+            console.print(f"already done, nothing was run again (force=true would): {folder}")
+        else:
+            _carry_out(built, store)
+        _show(built.experiment, folder)
+    return folder
+
+
+def _forecast(built: Built) -> None:
+    chosen = built.settings["dataset"]
+    lines = forecast(built.experiment, built.dataset, n=chosen["n"], only_correct=chosen["only_correct"],
+                     seed=built.settings["seed"])
+    for name, text in lines.items():
+        console.print(f"{name:<16}{text}", highlight=False)
+    console.print("dry run: nothing was run, nothing was written")
+
+
+def build(settings: Mapping) -> Built:
+    """The parts of a run; every mistake in the configuration is found here, before anything is written."""
+    kind = experiments.get(settings["method"]["name"])
+    knobs = experiments.knobs_of(kind, settings["method"])
+    _prepare(settings["threads"])
+    seed = settings["seed"]
+    lm = _model(kind, settings)
+    experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"]))
+    experiment.check()
+    dataset = data.load(settings["dataset"], lm.tokenizer, seed) if kind.needs != "nothing" else None
+    return Built(dict(settings), lm, dataset, experiment)
+
+
+def _prepare(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
+    model, how = settings["model"], {"backend": settings["backend"]["name"], "device": settings["device"],
+                                     "dtype": settings["dtype"]}
+    source = model["path"] or model["hub"] or model["name"]
+    if kind.fresh_model:
+        return models.blank(source, tokenizer=model["tokenizer"], seed=settings["seed"], **how)
+    lm = models.load(source, tokenizer=model["tokenizer"], **how)
+    if kind.needs != "nothing" and lm.tokenizer is None:
+        raise UserError(f"{source} has no tokenizer; give model.tokenizer=FILE|DIR|hub id")
+    return lm
+
+
+def _carry_out(built: Built, store: Store) -> None:
+    settings, experiment = built.settings, built.experiment
+    logbook = open_logbook(settings["logger"]["name"])
+    status = "failed"
+    try:
+        with open_manifest(store, run_id=identity.run_id(settings), seed=settings["seed"],
+                           **built.conditions()) as manifest:
+            store.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+            logbook.config(settings)
+            selection = _select(built)
+            prompts = prompt_records(selection)
+            store.write_json("prompts.json", prompts)
+            experiment.fit(built.dataset, store.scratch)
+            _step_through(experiment, selection, store)
+            summary = _summarise(built, store, selection)
+            manifest.record(hook_counts=dict(experiment.setting.ledger.edits),
+                            token_layers=experiment.setting.ledger.token_layers,
+                            bit_reproducible=experiment.setting.ledger.halvings == 0 and built.lm.device.type == "cpu",
+                            memory_halvings=experiment.setting.ledger.halvings,
+                            **_deviation(built, prompts))
+            html, figures = write_report(store.folder, experiment, _fates(selection))
+            store.write_text("report.html", html)
+            logbook.summary(summary)
+            for figure in figures:
+                logbook.figure(figure)
+        status = "done"
+    finally:
+        logbook.close(status)
+    store.tidy()
+
+
+def _select(built: Built) -> Selection:
+    if built.dataset is None:
+        return Selection((), (), 0, 0)
+    settings, kind = built.settings["dataset"], type(built.experiment)
+    with bar("choosing prompts", console) as progress:
+        return select(built.lm, built.dataset, n=settings["n"], only_correct=settings["only_correct"],
+                      pairs=kind.needs == "pairs", seed=built.settings["seed"],
+                      size=getattr(built.experiment.knobs, "batch", 32), progress=progress)
+
+
+def _fates(selection: Selection) -> dict[str, int]:
+    """How many prompts were used, dropped for which reason, and never looked at."""
+    fates = {"used": len(selection.items), **selection.reasons(), "not needed": selection.unseen}
+    return {fate: count for fate, count in fates.items() if count}
+
+
+def _step_through(experiment: Experiment, selection: Selection, store: Store) -> None:
+    batches = experiment.batches(selection.items)
+    kept = store.kept()
+    if kept:
+        console.print(f"going on: {len(kept & {b.key for b in batches})} of {len(batches)} batches are kept")
+    with bar(experiment.name, console) as progress:
+        for done, batch in enumerate(batches, start=1):
+            if batch.key not in kept:
+                store.keep(batch.key, experiment.step(batch))
+            progress(done, len(batches))
+
+
+def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:
+    experiment = built.experiment
+    table = store.join()
+    store.write_effects(table)
+    clusters = experiment.clusters(selection.items)
+    with bar("statistics", console) as progress:
+        rows = summarise(table, clusters, experiment.conditions, normalised=experiment.normalised,
+                         tau=getattr(experiment.knobs, "tau", 0.0),
+                         resamples=getattr(experiment.knobs, "resamples", 2000), seed=built.settings["seed"],
+                         family=experiment.family, progress=progress)
+    store.write_json("summary.json", rows)
+    for name, value in experiment.artefacts().items():
+        store.write_artefact(name, value)
+    return rows
+
+
+def _deviation(built: Built, prompts: list[dict]) -> dict:
+    first = next((record["token_ids"] for record in prompts if record["kept"]), None)
+    return {"deviation": deviation(built.lm, first, Path(built.settings["paths"]["logs"]))} if first else {}
+
+
+def prompt_records(selection: Selection) -> list[dict]:
+    """prompts.json: every prompt that was looked at, used or dropped, with the reason."""
+    records: dict[str, dict] = {}
+    for item in selection.items:
+        sides = (("clean", item.clean), ("corrupt", item.corrupt)) if isinstance(item, Pair) else (("clean", item),)
+        for side, prompt in sides:
+            record = records.setdefault(prompt.prompt_id, {
+                "prompt_id": prompt.prompt_id, "text": prompt.text, "token_ids": list(prompt.token_ids),
+                "target": prompt.target, "target_id": prompt.target_id,
+                "spans": {name: list(span) for name, span in prompt.spans.items()}, "cluster": prompt.cluster,
+                "template": prompt.template, "kept": True, "why": None, "used_as": [], "corrupt": None})
+            record["used_as"] = sorted({*record["used_as"], side})
+            if side == "clean" and isinstance(item, Pair):
+                record["corrupt"] = item.corrupt.prompt_id
+    dropped = [{"prompt_id": d.prompt_id, "text": d.text, "kept": False, "why": d.why}
+               for d in selection.dropped if d.prompt_id not in records]
+    return [*records.values(), *dropped]
+
+
+def _show(experiment: Experiment, folder: Path) -> None:
+    from mamba_mi.report.tables import read_run
+
+    run_tables = read_run(folder)
+    rows = experiment.headline(run_tables.summary)
+    if rows:
+        console.print(tables.result_table(rows, experiment.question))
+    for sentence in experiment.findings(run_tables.summary):
+        console.print(f"• {sentence}", highlight=False)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
