@@ -1,0 +1,123 @@
+"""The files of conf/: every combination composes, and each says what the code below it understands."""
+import itertools
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from mamba_mi import backends, data, experiments, models
+from mamba_mi.cli import values
+from mamba_mi.cli.composing import Composer
+from mamba_mi.config import typed
+from mamba_mi.runs import logbook
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
+RUNS = list(itertools.product(options("experiment"), options("model")))
+
+
+@pytest.fixture(scope="module")
+def compose():
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="test"):
+        composer = Composer(None)
+        yield lambda *lines: composer.checked(composer.parse(lines))
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
+def test_every_option_of_every_group_composes(compose, group, option):
+    cfg = compose(f"{group}={option}")
+    assert cfg.hydra.runtime.choices[group] == option
+    if group in ("model", "dataset", "method", "backend", "steering", "logger"):
+        assert cfg[group].name == option
+
+
+@pytest.mark.parametrize(("experiment", "model"), RUNS)
+def test_every_experiment_composes_with_every_model_and_data_set(compose, experiment, model):
+    default = compose(f"experiment={experiment}", f"model={model}")
+    assert default.dataset.name == ("facts" if model.startswith("tiny") else "counterfact")
+    for dataset in options("dataset"):
+        for lines in ([f"model={model}", f"dataset={dataset}"], [f"dataset={dataset}", f"model={model}"]):
+            cfg = compose(f"experiment={experiment}", *lines)
+            assert (cfg.method.name, cfg.model.name, cfg.dataset.name) == (experiment, model, dataset)
+
+
+@pytest.mark.parametrize(("debug", "method"), list(itertools.product(options("debug"), options("method"))))
+def test_every_debug_preset_makes_every_method_smaller(compose, debug, method):
+    full, small = (compose(f"method={method}", *lines).method for lines in ([], [f"debug={debug}"]))
+    assert small.keys() == full.keys() and small != full
+    assert all(small[key] is not None for key in small)
+
+
+def test_debug_fast_is_eight_prompts_and_fifty_steps(compose):
+    patching, training = (compose("debug=fast", f"experiment={name}") for name in ("patching", "train"))
+    assert (patching.dataset.n, patching.method.resamples, training.method.steps) == (8, 200, 50)
+    assert compose("debug=fast", "dataset.n=20", "experiment=train", "method.steps=7").method.steps == 7
+
+
+def test_what_an_experiment_changes_wins_over_the_groups_and_loses_to_the_command_line(compose):
+    assert compose("experiment=train").method.name == "train"
+    assert compose("experiment=train", "method=patching").method.name == "patching"
+    assert compose("method=train").method.name == "train"
+    assert compose("~experiment").method.name == "patching"
+
+
+@pytest.mark.parametrize("method", options("method"))
+def test_a_methods_keys_are_its_experiments_knobs_with_the_same_defaults(compose, method):
+    written = OmegaConf.to_container(compose(f"method={method}").method)
+    knobs = experiments.get(method).Knobs
+    assert list(written) == ["name", *knobs.__dataclass_fields__]
+    assert experiments.knobs_of(experiments.get(method), written) == knobs()
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+def test_a_data_sets_keys_are_its_modules_knobs(compose, dataset):
+    written = OmegaConf.to_container(compose(f"dataset={dataset}").dataset)
+    schema = data._module(dataset).Knobs
+    assert set(written) == set(schema.__dataclass_fields__)
+    typed(schema, written, "dataset")
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_a_models_sizes_agree_with_each_other_and_with_its_name(compose, model):
+    cfg = compose(f"model={model}").model
+    assert cfg.variant == ("mamba1" if model.startswith("mamba-") else "mamba2") and cfg.path is None
+    if cfg.variant == "mamba2":
+        assert cfg.sizes.n_heads * cfg.sizes.headdim == cfg.sizes.d_inner == 2 * cfg.sizes.d_model
+    else:
+        assert cfg.sizes.d_inner == 2 * cfg.sizes.d_model == 32 * cfg.sizes.dt_rank
+    if model != "tiny":
+        assert (cfg.hub, cfg.tokenizer) == (models.HUB[model], "EleutherAI/gpt-neox-20b")
+        assert parameters(cfg) == pytest.approx(named(model), rel=0.05)
+
+
+def test_every_model_has_its_file_and_every_backend_too():
+    assert set(options("model")) == {*models.HUB, *models.EMBEDDED}
+    assert set(options("backend")) == {"auto", *backends.names()}
+    assert set(options("dataset")) == set(data.names())
+    assert set(options("logger")) == set(logbook.KINDS)
+    assert values.DTYPES == models.DTYPES
+
+
+def parameters(cfg) -> int:
+    """Counted from the published shapes, one tensor after another."""
+    s = cfg.sizes
+    if cfg.variant == "mamba1":
+        mixer = (2 * s.d_inner * s.d_model + s.d_inner * (s.d_conv + 1) + (s.dt_rank + 2 * s.d_state) * s.d_inner
+                 + s.d_inner * (s.dt_rank + 1) + s.d_inner * s.d_state + s.d_inner + s.d_model * s.d_inner)
+    else:
+        conv = s.d_inner + 2 * s.n_groups * s.d_state
+        mixer = ((s.d_inner + conv + s.n_heads) * s.d_model + conv * (s.d_conv + 1) + 3 * s.n_heads + s.d_inner
+                 + s.d_model * s.d_inner)
+    return s.vocab_size * s.d_model + s.n_layer * (mixer + s.d_model) + s.d_model
+
+
+def named(model: str) -> float:
+    size = model.split("-")[1]
+    return float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
