@@ -12,6 +12,8 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, so before torch
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -25,7 +27,7 @@ from mamba_mi.report import console as tables
 from mamba_mi.report.run import write_report
 from mamba_mi.runs import identity, provenance
 from mamba_mi.runs.forecast import forecast
-from mamba_mi.runs.logbook import open_logbook
+from mamba_mi.runs.logbook import Card, open_logbook
 from mamba_mi.runs.manifest import demand_same, open_manifest, read_manifest
 from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
@@ -116,7 +118,7 @@ def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
 
 def _carry_out(built: Built, store: Store) -> None:
     settings, experiment = built.settings, built.experiment
-    logbook = open_logbook(settings["logger"]["name"])
+    logbook = open_logbook(settings["logger"], _card(settings, store.folder))
     status = "failed"
     try:
         with open_manifest(store, run_id=identity.run_id(settings), seed=settings["seed"],
@@ -143,6 +145,20 @@ def _carry_out(built: Built, store: Store) -> None:
     finally:
         logbook.close(status)
     store.tidy()
+
+
+def sweep_folder() -> Path | None:
+    """The folder of the sweep this run is a job of, in whatever process a launcher put it; None outside a sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir)
+
+
+def _card(settings: Mapping, folder: Path) -> Card:
+    sweep = sweep_folder()
+    tags = [settings[group]["name"] for group in ("model", "dataset", "method")]
+    return Card(identity.run_id(settings), settings["method"]["name"], folder,
+                group=sweep and f"{sweep.parent.name}/{sweep.name}", tags=tuple(tags))
 
 
 def _select(built: Built) -> Selection:

@@ -2,10 +2,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ..config import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a logbook files a run under. `group` is the sweep it belongs to, None for a run of its own."""
+
+    run_id: str
+    experiment: str
+    folder: Path
+    group: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class Logbook(Protocol):
@@ -30,6 +42,9 @@ class Logbook(Protocol):
 class Silent:
     """The logbook of a run that reports nowhere else."""
 
+    def __init__(self, knobs: Mapping, card: Card):
+        pass
+
     def config(self, settings: Mapping) -> None:
         pass
 
@@ -49,9 +64,10 @@ class Silent:
 KINDS: dict[str, type[Logbook]] = {"none": Silent}
 
 
-def open_logbook(kind: str) -> Logbook:
-    """The logbook of this kind, a key of KINDS."""
+def open_logbook(knobs: Mapping, card: Card) -> Logbook:
+    """The logbook `knobs["name"]`, a key of KINDS, made from the keys of conf/logger/<name>.yaml."""
+    kind = knobs["name"]
     if kind not in KINDS:
         known = ", ".join(KINDS)
         raise UserError(f"logger={kind}: no such logbook; there is {known}{did_you_mean(kind, KINDS)}")
-    return KINDS[kind]()
+    return KINDS[kind](knobs, card)
