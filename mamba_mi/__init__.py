@@ -12,6 +12,7 @@ _HOMES = {
     "Edit": "mamba_mi.interventions", "StateEdit": "mamba_mi.interventions",
     "Replace": "mamba_mi.interventions", "Add": "mamba_mi.interventions", "Scale": "mamba_mi.interventions",
     "Ablate": "mamba_mi.interventions", "Project": "mamba_mi.interventions", "SwapSubspace": "mamba_mi.interventions",
+    "Part": "mamba_mi.interventions",
     "evaluate": "mamba_mi.interventions",
     "Prompt": "mamba_mi.data", "Pair": "mamba_mi.data", "Batch": "mamba_mi.data",
     "Experiment": "mamba_mi.experiments",

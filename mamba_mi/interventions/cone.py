@@ -5,7 +5,7 @@ share the clean state before it, the clean run is the batch's first job, and eac
 taking over the clean residual stream. Positions are visited in order: the clean state advances once and only the
 current one is held. Exact: the same numbers as one full forward a job, to rounding.
 
-Shape legend: S jobs (intervention sets), B prompts, L length, D width, V padded vocabulary.
+Shape legend: S jobs (intervention sets), B prompts, L length, D width, K positions read, V padded vocabulary.
 """
 from __future__ import annotations
 
@@ -43,29 +43,33 @@ def evaluate(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory:
 
 
 @torch.no_grad()
-def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory: int = MEMORY,
-             ledger: Ledger | None = None) -> tuple[Tensor, Tensor]:
+def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedded_BLD: Tensor | None = None,
+             tail: int | None = None, memory: int = MEMORY, ledger: Ledger | None = None) -> tuple[Tensor, Tensor]:
     """`evaluate`, and beside each set what the clean run gave in the very batch that set ran in.
 
     Batching changes a float32 sum's last bits; a set that changes nothing differs from its own twin by exactly 0.
+    `embedded_BLD` stands in for the embedded tokens, in every job and in the clean run (noise on a subject). With
+    `tail` the last so many positions are read, `read(logits_SBKV)`.
     """
     tokens_BL = batch if isinstance(batch, Tensor) else batch.tokens_BL
     ledger = Ledger() if ledger is None else ledger
+    embedded_BLD = lm.embed(tokens_BL) if embedded_BLD is None else embedded_BLD
     groups: dict[int, list[int]] = defaultdict(list)
     for number, interventions in enumerate(sets):
-        groups[_first_position(interventions, tokens_BL.shape[1])].append(number)
+        groups[min(_first_position(interventions, tokens_BL.shape[1]), tokens_BL.shape[1] - (tail or 1))].append(number)
     out: dict[int, tuple[Tensor, Tensor]] = {}
     past, reached = None, 0
     for position in sorted(groups):
         if position > reached:
-            stretch = lm.embed(tokens_BL[:, reached:position], past=past)
-            past, reached = lm.through(stretch, past=past)[1], position
+            past, reached = lm.through(embedded_BLD[:, reached:position], past=past)[1], position
         numbers = sorted(groups[position], key=lambda n: (_first_layer(lm, sets[n]), n))
-        size = _jobs_at_once(lm, len(tokens_BL), tokens_BL.shape[1] - position, memory)
+        size = _jobs_at_once(lm, embedded_BLD[:, position:], [sets[n] for n in numbers], tail or 1, memory)
         while numbers:
             chunk = numbers[:size]
             try:
-                values, clean = _run(lm, tokens_BL, position, past, [sets[n] for n in chunk], read, ledger)
+                values, clean = _run(lm, embedded_BLD[:, position:], position, past, [sets[n] for n in chunk],
+                                     lambda logits_SBKV: read(logits_SBKV if tail else logits_SBKV[:, :, 0]),
+                                     tail or 1, ledger)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise UserError(f"out of memory with one job of {len(tokens_BL)} prompts; "
@@ -79,13 +83,12 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory:
     return tuple(torch.stack([out[n][side] for n in range(len(sets))]) for side in (0, 1))
 
 
-def _run(lm, tokens_BL, position, past, sets, read, ledger) -> tuple[Tensor, Tensor]:
+def _run(lm, embedded_BLD, position, past, sets, read, tail, ledger) -> tuple[Tensor, Tensor]:
     """One chunk of jobs that start at `position`, sorted by first layer; row 0 of every layer is the clean run."""
-    rows, depth = len(tokens_BL), lm.config.n_layer
+    rows, depth, end = len(embedded_BLD), lm.config.n_layer, position + embedded_BLD.shape[1]
     starts = [_first_layer(lm, s) for s in sets]
-    trace = _Jobs(sets, rows, position, tokens_BL.shape[1])
-    suffix_BL = tokens_BL[:, position:]
-    resid = lm.embed(suffix_BL, past=past)
+    trace = _Jobs(sets, rows, position, end)
+    resid = embedded_BLD
     joined = 0
     for layer in range(-1, depth):
         while joined < len(sets) and starts[joined] <= layer:
@@ -99,11 +102,11 @@ def _run(lm, tokens_BL, position, past, sets, read, ledger) -> tuple[Tensor, Ten
         ledger.token_layers += resid.shape[0] * resid.shape[1]
     resid = torch.cat([resid] + [resid[:rows]] * (len(sets) - joined))
     trace.active = len(sets)
-    # what is read is the last position alone: its index in the pass is kept for edits at final_norm
-    logits = lm.unembed(resid[:, -1:], trace.last_only())
+    # only what is read is unembedded: its place in the pass is kept for edits at final_norm
+    logits = lm.unembed(resid[:, -tail:], trace.last_only(tail))
     trace.close()
     ledger.edits.update(trace.fired)
-    values = read(logits[:, 0].unflatten(0, (1 + len(sets), rows)))
+    values = read(logits.unflatten(0, (1 + len(sets), rows)))
     return values[1:], values[0]
 
 
@@ -123,9 +126,9 @@ class _Jobs(Trace):
                 self._jobs[site].append((j, k, intervention))
                 self._met[j, k, site] = set()
 
-    def last_only(self):
-        """From here on values hold the last position alone."""
-        self.offset = self._end - 1
+    def last_only(self, tail: int):
+        """From here on values hold the last `tail` positions alone."""
+        self.offset = self._end - tail
         return self
 
     def wants(self, site):
@@ -178,10 +181,12 @@ def _first_layer(lm, interventions) -> int:
     return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
 
 
-def _jobs_at_once(lm, prompts: int, length: int, memory: int) -> int:
+def _jobs_at_once(lm, embedded_BLD, sets: Sets, tail: int, memory: int) -> int:
     """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
-    c = lm.config
+    c, (prompts, length, _) = lm.config, embedded_BLD.shape
     inner = 12 * c.d_inner + 4 * c.d_model  # projections, conv, gate, norm and their temporaries, a token
     mixing = c.heads * min(length, 64) * 6 if c.variant == "mamba2" else 3 * c.d_inner * c.d_state // length + 1
-    row = length * (inner + mixing) * 4 + 3 * c.padded_vocab * 4
+    if any(site.name in ("write", "state") for interventions in sets for i in interventions for site in i.sites):
+        mixing += 2 * c.d_inner * c.d_state  # the token loop holds every write
+    row = length * (inner + mixing) * 4 + 3 * tail * c.padded_vocab * 4
     return max(1, memory // (row * prompts) - 1)

@@ -1,112 +1,15 @@
-"""Edits: frozen data that say at which site, at which positions, and what is done to the value there.
-
-Shape legend: B batch, K positions edited, X whatever the site's value has beyond them, D its last axis, R rank.
-"""
+"""Edits: frozen data that say at which site, at which positions, and what is done to the value there."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
+from mamba_mi.interventions.ops import Op
 from mamba_mi.trace import Site
 
 ALL = "all"
-
-
-class Op(Protocol):
-    """From the value at the edited positions to the one the model goes on with."""
-
-    def __call__(self, x_BKX: Tensor, picked: Sequence[int]) -> Tensor:
-        """`picked` says which of the edit's positions these K are, for an op that holds a value for each."""
-
-
-@dataclass(frozen=True, eq=False)
-class Replace:
-    """Put `values` there: one for each edited position (B or 1, K, X), or one that fits all of them."""
-
-    values: Tensor
-
-    def __call__(self, x_BKX, picked):
-        return _fit(self.values, x_BKX, picked).expand_as(x_BKX)
-
-
-@dataclass(frozen=True, eq=False)
-class Add:
-    """Add `vector`, times `strength`."""
-
-    vector: Tensor
-    strength: float = 1.0
-
-    def __call__(self, x_BKX, picked):
-        return x_BKX + self.strength * _fit(self.vector, x_BKX, picked)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Multiply by `factor`; 1 changes nothing to the bit."""
-
-    factor: float
-
-    def __call__(self, x_BKX, picked):
-        return x_BKX * self.factor
-
-
-@dataclass(frozen=True, eq=False)
-class Ablate:
-    """Remove what is there: by zero, by the mean over a reference corpus, or by another prompt's value (resample)."""
-
-    kind: Literal["zero", "mean", "resample"] = "zero"
-    values: Tensor | None = None
-
-    def __post_init__(self):
-        if self.kind not in ("zero", "mean", "resample"):
-            raise UserError(f"Ablate(kind={self.kind!r}): there are zero, mean, resample")
-        if (self.values is None) != (self.kind == "zero"):
-            raise UserError(f"Ablate(kind={self.kind!r}) {'takes no' if self.kind == 'zero' else 'needs'} values")
-
-    def __call__(self, x_BKX, picked):
-        return torch.zeros_like(x_BKX) if self.kind == "zero" else _fit(self.values, x_BKX, picked).expand_as(x_BKX)
-
-
-@dataclass(frozen=True, eq=False)
-class Project:
-    """Remove the span of `directions_RD` from the last axis, or with `keep` leave nothing else."""
-
-    directions_RD: Tensor
-    keep: bool = False
-
-    def __call__(self, x_BKX, picked):
-        basis_DR = orthonormal(self.directions_RD, x_BKX)
-        inside = x_BKX @ basis_DR @ basis_DR.T
-        return inside if self.keep else x_BKX - inside
-
-
-@dataclass(frozen=True, eq=False)
-class SwapSubspace:
-    """Take the part inside the span of `directions_RD` from `values`, leave the rest: an interchange in a subspace."""
-
-    values: Tensor
-    directions_RD: Tensor
-
-    def __call__(self, x_BKX, picked):
-        basis_DR = orthonormal(self.directions_RD, x_BKX)
-        difference = _fit(self.values, x_BKX, picked) - x_BKX
-        return x_BKX + difference @ basis_DR @ basis_DR.T
-
-
-def orthonormal(directions_RD: Tensor, like: Tensor) -> Tensor:
-    """An orthonormal basis, D by R, of the directions' span; directions that depend on each other raise."""
-    directions = torch.atleast_2d(directions_RD).double()
-    if directions.shape[1] != like.shape[-1]:
-        raise UserError(f"directions of width {directions.shape[1]} at a site of width {like.shape[-1]}")
-    rank = int(torch.linalg.matrix_rank(directions))
-    if rank < len(directions):
-        raise UserError(f"{len(directions)} directions span only {rank} dimensions")
-    return torch.linalg.qr(directions.T)[0].to(like)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,17 +87,3 @@ class StateEdit:
     @property
     def sites(self) -> tuple[Site, ...]:
         return (Site(self.layer, "state"),)
-
-
-def _fit(values: Tensor, x_BKX: Tensor, picked: Sequence[int]) -> Tensor:
-    """`values` for the positions at hand, in the value's type and place."""
-    values = values.to(device=x_BKX.device, dtype=x_BKX.dtype)
-    if values.ndim == x_BKX.ndim and values.shape[1] > 1:
-        if max(picked) >= values.shape[1]:
-            raise UserError(f"the edit holds values for {values.shape[1]} positions, and position number "
-                            f"{max(picked)} was asked for")
-        values = values[:, list(picked)]
-    try:
-        return values.expand_as(x_BKX)
-    except RuntimeError:
-        raise UserError(f"values of shape {tuple(values.shape)} do not fit the site's {tuple(x_BKX.shape)}") from None

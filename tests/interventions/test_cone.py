@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from mamba_mi.config import UserError
+from mamba_mi.config import UserError, stream
 from mamba_mi.interventions import Ablate, Add, Edit, Ledger, Replace, Scale, StateEdit, contrast, evaluate
 from mamba_mi.trace import NeverReached, Site, Trace
 from tests.small import CONFIGS, small, tokens
@@ -92,6 +92,23 @@ def test_an_edit_that_changes_nothing_in_a_plain_pass_changes_no_bit(variant):
     for site in sites:
         with Trace(interventions=[Edit(site, (2, 5), Replace(trace.values[site][:, [2, 5]]))]) as again:
             assert torch.equal(lm(tokens_BL, trace=again)[0], clean), site
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_noise_on_the_embedding_and_several_positions_read_equal_one_full_forward_a_cell(variant):
+    lm, tokens_BL = small(variant), tokens(3, L)
+    noise = Edit(Site(-1, "embed"), (2, 3), Add(torch.randn(3, 2, 32, dtype=torch.float64, generator=stream(0, "noise"))))
+    with Trace(interventions=[noise]) as trace:
+        embedded_BLD = lm.embed(tokens_BL, trace)
+    sets = [(), *patches(lm, tokens(3, L, seed=1))]
+    sets = [s for s in sets if not s or s[0].site not in ((-1, "embed"), (-1, "final_norm"))]
+    got, clean = contrast(lm, tokens_BL, sets, lambda x: x[..., :61], embedded_BLD=embedded_BLD, tail=4)
+    want = []
+    for interventions in sets:
+        with Trace(interventions=(noise, *interventions)) as trace:
+            want.append(lm(tokens_BL, trace=trace)[0][:, -4:, :61])
+    torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=1e-10)
+    torch.testing.assert_close(clean, want[0].expand_as(clean), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("edit", [

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from mamba_mi.config import UserError, stream
-from mamba_mi.interventions import Ablate, Add, Edit, Project, Replace, Scale, StateEdit, SwapSubspace
-from mamba_mi.interventions.edits import orthonormal
+from mamba_mi.interventions import Ablate, Add, Edit, Part, Project, Replace, Scale, StateEdit, SwapSubspace
+from mamba_mi.interventions.ops import orthonormal
 from mamba_mi.trace import Site, Trace
 from tests.small import small, tokens
 
@@ -51,6 +51,24 @@ def test_a_swapped_subspace_takes_its_coordinates_from_the_other_run_and_leaves_
     torch.testing.assert_close(y @ complement.T, x[:, 3] @ complement.T)
 
 
+def test_a_rescaled_swap_keeps_its_own_direction_and_takes_the_others_length():
+    x, values, own, other = random(2, 6, 4), random(2, 1, 4, seed=1), random(2, 4, seed=3), random(2, 4, seed=4)
+    y = edited(x, 3, SwapSubspace(values, own, as_long_as=other))[:, 3] - x[:, 3]
+    plain, wanted = ((edited(x, 3, SwapSubspace(values, d)) - x)[:, 3] for d in (own, other))
+    torch.testing.assert_close(y / y.norm(dim=-1, keepdim=True), plain / plain.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(y.norm(dim=-1), wanted.norm(dim=-1))
+    nothing = edited(x, 3, SwapSubspace(x[:, 3:4], own, as_long_as=other))
+    torch.testing.assert_close(nothing, x)
+
+
+@pytest.mark.parametrize("dims", [range(3, 6), (3, 4, 5)])
+def test_a_part_changes_its_coordinates_of_the_flattened_value_and_no_other(dims):
+    x, values = random(2, 6, 4, 3), random(2, 1, 4, 3, seed=1)
+    y = edited(x, 3, Part(Replace(values), dims))
+    assert torch.equal(y[:, 3, 1], values[:, 0, 1])
+    assert torch.equal(y[:, 3, [0, 2, 3]], x[:, 3, [0, 2, 3]]) and torch.equal(y[:, :3], x[:, :3])
+
+
 def test_a_value_for_each_position_lands_on_its_own_position_in_a_restarted_pass():
     values = torch.arange(12.0, dtype=torch.float64).reshape(1, 3, 4)
     suffix = edited(random(1, 3, 4), (1, 4, 6), Replace(values), offset=4)
@@ -83,8 +101,9 @@ def test_a_state_edit_reaches_later_tokens_and_no_earlier_one():
     (lambda: Edit(RESID, "last", Scale(1.0)), "give a position"),
     (lambda: Ablate("noise"), "zero, mean, resample"),
     (lambda: Ablate("mean"), "needs values"),
-    (lambda: orthonormal(torch.ones(2, 5), torch.ones(5)), "span only 1"),
-    (lambda: orthonormal(torch.ones(1, 4), torch.ones(5)), "width 4 at a site of width 5"),
+    (lambda: orthonormal(torch.ones(2, 5)), "span only 1"),
+    (lambda: edited(random(2, 6, 5), 2, Project(torch.ones(1, 4))), "width 4 at a site of width 5"),
+    (lambda: edited(random(2, 6, 5), 2, Part(Scale(0.0), range(3, 6))), "coordinates 3 to 5 of a value that has 0 to 4"),
     (lambda: edited(random(2, 6, 4), 2, Replace(torch.ones(3))), "do not fit"),
     (lambda: edited(random(2, 6, 4), (0, 1, 2), Replace(torch.ones(2, 2, 4))), "position number 2"),
     (lambda: edited(random(2, 6, 4), 2, lambda x, picked: x[..., :2]), "the op gives shape"),
