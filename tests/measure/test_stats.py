@@ -42,6 +42,10 @@ def test_random_flips_are_fair_and_stand_behind_the_unflipped_row():
     assert np.abs(many_RC.mean(axis=0)).max() < 0.08
 
 
+def test_thousands_of_clusters_are_no_overflow():
+    assert sign_flips(1100, 9, stream(0, "f")).shape == (10, 1100)
+
+
 @pytest.mark.parametrize("clusters", [2, 5, 9])
 def test_sign_flip_is_scipys_exact_permutation_test(clusters):
     sums_CK = np.random.default_rng(clusters).normal(0.6, 1, size=(clusters, 4))
