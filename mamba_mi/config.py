@@ -6,6 +6,11 @@ import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
 
+# The names of subspaces, which rooms from interventions to report share and which need no torch.
+FITTED = ("mean_difference", "pca", "das")  # chosen, so that chance must be ruled out
+UNCONSTRAINED = ("isotropic", "covariance", "rescaled")  # controls of the same rank, the families of p-values
+ORTHOGONAL = "orthogonal"  # controls inside the complement of the fitted subspace: shown, never a p-value's family
+
 
 class UserError(Exception):
     """What was asked for cannot be done. The command line prints its one line and exits with 1, no traceback."""

@@ -21,6 +21,7 @@ from mamba_mi import data, experiments, models
 from mamba_mi.config import UserError
 from mamba_mi.data import Dataset, Pair
 from mamba_mi.experiments import Experiment, Setting
+from mamba_mi.measure.controls import control_rows, judge, parted
 from mamba_mi.measure.selection import Selection, select
 from mamba_mi.measure.summary import summarise
 from mamba_mi.report import console as tables
@@ -125,10 +126,10 @@ def _carry_out(built: Built, store: Store) -> None:
                            **built.conditions()) as manifest:
             store.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
             logbook.config(settings)
-            selection = _select(built)
-            prompts = prompt_records(selection)
+            train, selection = _select(built)
+            prompts = prompt_records(selection, train)
             store.write_json("prompts.json", prompts)
-            experiment.fit(built.dataset, store.scratch)
+            experiment.fit(train.items, store.scratch)
             _step_through(experiment, selection, store)
             summary = _summarise(built, store, selection)
             manifest.record(hook_counts=dict(experiment.setting.ledger.edits),
@@ -136,11 +137,12 @@ def _carry_out(built: Built, store: Store) -> None:
                             bit_reproducible=experiment.setting.ledger.halvings == 0 and built.lm.device.type == "cpu",
                             memory_halvings=experiment.setting.ledger.halvings,
                             **_deviation(built, prompts))
-            html, figures = write_report(store.folder, experiment, _fates(selection))
-            store.write_text("report.html", html)
             logbook.summary(summary)
-            for figure in figures:
-                logbook.figure(figure)
+            if not experiment.summary_only:
+                html, figures = write_report(store.folder, experiment, _fates(selection))
+                store.write_text("report.html", html)
+                for figure in figures:
+                    logbook.figure(figure)
         status = "done"
     finally:
         logbook.close(status)
@@ -161,14 +163,25 @@ def _card(settings: Mapping, folder: Path) -> Card:
                 group=sweep and f"{sweep.parent.name}/{sweep.name}", tags=tuple(tags))
 
 
-def _select(built: Built) -> Selection:
-    if built.dataset is None:
-        return Selection((), (), 0, 0)
-    settings, kind = built.settings["dataset"], type(built.experiment)
-    with bar("choosing prompts", console) as progress:
-        return select(built.lm, built.dataset, n=settings["n"], only_correct=settings["only_correct"],
-                      pairs=kind.needs == "pairs", seed=built.settings["seed"],
-                      size=getattr(built.experiment.knobs, "batch", 32), progress=progress)
+def _select(built: Built) -> tuple[Selection, Selection]:
+    """The items to fit on, none unless the experiment wants some, and those to measure: no subject is in both."""
+    experiment, dataset = built.experiment, built.dataset
+    nothing = Selection((), (), 0, 0)
+    if dataset is None:
+        return nothing, nothing
+    if not experiment.train_size:
+        return nothing, _chosen(built, dataset, built.settings["dataset"]["n"], "choosing prompts")
+    to_fit, to_measure = data.divide(dataset, built.settings["seed"])
+    return (_chosen(built, to_fit, experiment.train_size, "prompts to fit on"),
+            _chosen(built, to_measure, built.settings["dataset"]["n"], "choosing prompts"))
+
+
+def _chosen(built: Built, dataset: Dataset, n: int | None, what: str) -> Selection:
+    settings, experiment = built.settings, built.experiment
+    with bar(what, console) as progress:
+        return select(built.lm, dataset, n=n, only_correct=settings["dataset"]["only_correct"],
+                      pairs=experiment.needs == "pairs", same_template=experiment.same_template, seed=settings["seed"],
+                      size=getattr(experiment.knobs, "batch", 32), progress=progress)
 
 
 def _fates(selection: Selection) -> dict[str, int]:
@@ -194,12 +207,15 @@ def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:
     table = store.join()
     store.write_effects(table)
     clusters = experiment.clusters(selection.items)
+    asked, with_draws = parted(table)
+    tau = getattr(experiment.knobs, "tau", 0.0)
     with bar("statistics", console) as progress:
-        rows = summarise(table, clusters, experiment.conditions, normalised=experiment.normalised,
-                         tau=getattr(experiment.knobs, "tau", 0.0),
+        rows = summarise(asked, clusters, experiment.conditions, normalised=experiment.normalised, tau=tau,
                          resamples=getattr(experiment.knobs, "resamples", 2000), seed=built.settings["seed"],
                          family=experiment.family, progress=progress)
-    store.write_json("summary.json", rows)
+    drawn = control_rows(with_draws, experiment.conditions, experiment.normalised, tau) if with_draws else []
+    rows = judge([*rows, *drawn])
+    store.write_json("summary.json", [*rows, *drawn])
     for name, value in experiment.artefacts().items():
         store.write_artefact(name, value)
     return rows
@@ -210,7 +226,7 @@ def _deviation(built: Built, prompts: list[dict]) -> dict:
     return {"deviation": deviation(built.lm, first, Path(built.settings["paths"]["logs"]))} if first else {}
 
 
-def prompt_records(selection: Selection) -> list[dict]:
+def prompt_records(selection: Selection, train: Selection) -> list[dict]:
     """prompts.json: every prompt that was looked at, used or dropped, with the reason."""
     records: dict[str, dict] = {}
     for item in selection.items:
@@ -224,9 +240,11 @@ def prompt_records(selection: Selection) -> list[dict]:
             record["used_as"] = sorted({*record["used_as"], side})
             if side == "clean" and isinstance(item, Pair):
                 record["corrupt"] = item.corrupt.prompt_id
-    dropped = [{"prompt_id": d.prompt_id, "text": d.text, "kept": False, "why": d.why}
-               for d in selection.dropped if d.prompt_id not in records]
-    return [*records.values(), *dropped]
+    fitted = {prompt.prompt_id: prompt.text for pair in train.items for prompt in (pair.clean, pair.corrupt)}
+    left = [*((i, text, "used to fit, not measured") for i, text in fitted.items()),
+            *((d.prompt_id, d.text, d.why) for d in (*train.dropped, *selection.dropped))]
+    dropped = {i: {"prompt_id": i, "text": text, "kept": False, "why": why} for i, text, why in left if i not in records}
+    return [*records.values(), *dropped.values()]
 
 
 def _show(experiment: Experiment, folder: Path) -> None:
@@ -238,4 +256,5 @@ def _show(experiment: Experiment, folder: Path) -> None:
         console.print(tables.result_table(rows, experiment.question))
     for sentence in experiment.findings(run_tables.summary):
         console.print(f"• {sentence}", highlight=False)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    made = folder / ("summary.json" if experiment.summary_only else "report.html")
+    console.print(f"{made.stem}: {made}", soft_wrap=True, highlight=False)

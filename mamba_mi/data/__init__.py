@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from mamba_mi.config import UserError, did_you_mean, typed
-from mamba_mi.data.pairing import pair_up
+from mamba_mi.data.pairing import divide, pair_up
 from mamba_mi.data.prompt import Batch, Dataset, Dropped, Pair, Prompt, batches
 from mamba_mi.data.spans import roles
 
-__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "load", "names", "pair_up", "roles"]
+__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "divide", "load", "names", "pair_up", "roles"]
 
 
 def load(knobs: Mapping, tokenizer, seed: int) -> Dataset:

@@ -33,6 +33,8 @@ class Experiment:
 
     `needs` is "pairs", "prompts" or "nothing": what the runner selects from the data set and hands to `step`.
     `conditions` are the columns that make a cell of the summary, `normalised` maps a metric to its ratio's name.
+    `train_size` items of subjects that are not measured are kept for `fit`. A `summary_only` run is one job of many
+    that make one result: it draws no figures and no report. A module whose name starts with _ is part of another.
     """
 
     Knobs: ClassVar[type]
@@ -42,6 +44,9 @@ class Experiment:
     conditions: ClassVar[tuple[str, ...]] = ()
     family: ClassVar[tuple[str, ...]] = ("direction",)
     normalised: ClassVar[Mapping[str, str]] = {}
+    train_size: ClassVar[int] = 0
+    same_template: ClassVar[bool] = True  # whether a pair's two prompts share their template
+    summary_only: ClassVar[bool] = False
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
 
     def __init__(self, knobs, lm, setting: Setting):
@@ -51,7 +56,7 @@ class Experiment:
         """Raise a UserError for knobs that do not fit this model, before anything is run."""
 
     def fit(self, train, scratch: Path) -> None:
-        """Learn what the measurement needs; resumable from its own `scratch` folder. Nothing by default."""
+        """Learn what the measurement needs from the items `train`; resumable from its own `scratch` folder."""
 
     @property
     def name(self) -> str:
@@ -94,7 +99,7 @@ class Experiment:
 
 def names() -> tuple[str, ...]:
     """Every experiment: the files of this room and the entry points `mamba_mi.experiments` of installed packages."""
-    own = {info.name for info in iter_modules(__path__)}
+    own = {info.name for info in iter_modules(__path__) if not info.name.startswith("_")}
     return tuple(sorted(own | {point.name for point in entry_points(group="mamba_mi.experiments")}))
 
 

@@ -1,49 +1,38 @@
-"""Activation patching: where the answer sits, and where it has moved to.
+"""Activation patching: where the answer sits, where it has moved to, and in which heads, coordinates or subspaces.
 
 Denoising puts the clean run's value into the corrupted run: what is restored was sufficient. Noising puts the
 corrupted run's value into the clean one: what is lost was necessary. Symmetric token replacement, logit difference
-first (Zhang & Nanda 2024; Heimersheim & Nanda 2024).
-Shape legend: S cells, B pairs, L length, D width at the site, V vocabulary, M metrics.
+first (Zhang & Nanda 2024; Heimersheim & Nanda 2024); with corruption=noise it is causal tracing (Meng et al. 2022).
+Shape legend: S cells, B pairs, L length, D width, K answer tokens read, V vocabulary, M metrics.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors.torch import load_file, save
 
-from mamba_mi.config import UserError, did_you_mean
-from mamba_mi.data import roles
-from mamba_mi.experiments import Experiment
-from mamba_mi.interventions import Edit, Replace
-from mamba_mi.interventions.cone import contrast
-from mamba_mi.measure import metrics
+from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.data import batches, roles
+from mamba_mi.data.spans import is_role
+from mamba_mi.experiments import Experiment, _patching_knobs
+from mamba_mi.experiments._patching_knobs import DIRECTIONS, Knobs
+from mamba_mi.interventions import patches
+from mamba_mi.interventions.exchange import Exchange
+from mamba_mi.interventions.fitting import FAMILIES, Fitted, named
+from mamba_mi.interventions.patches import Cell
+from mamba_mi.measure.answers import answers, reader
+from mamba_mi.measure.controls import NORM
 from mamba_mi.measure.effects import effects
-from mamba_mi.trace import Site, Trace
+from mamba_mi.report.patching_words import HEADLINE, beside_chance, caveats, crossing
+from mamba_mi.runs import files
+from mamba_mi.runs.progress import bar
+from mamba_mi.trace import Site
 
-DIRECTIONS = ("denoising", "noising")
-METRICS = {  # name: of the logits, the clean prompt's answer and the corrupt prompt's
-    "logit_difference": metrics.logit_difference,
-    "probability": lambda logits_BV, right_B, wrong_B: metrics.probability(logits_BV, right_B),
-    "rank": lambda logits_BV, right_B, wrong_B: metrics.rank(logits_BV, right_B),
-}
-HEADLINE = "normalised_logit_difference"
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """Keys of conf/method/patching.yaml. `layers` and `roles` are "all" or a list; `tau` is in logits."""
-
-    sites: list[str] = field(default_factory=lambda: ["resid", "out", "scan_out"])
-    layers: Any = "all"
-    roles: Any = "all"
-    directions: list[str] = field(default_factory=lambda: list(DIRECTIONS))
-    metrics: list[str] = field(default_factory=lambda: list(METRICS))
-    batch: int = 32
-    tau: float = 0.5
-    resamples: int = 2000
+ROLES_SHOWN = ("subject", "between", "last")
 
 
 class Patching(Experiment):
@@ -51,155 +40,207 @@ class Patching(Experiment):
 
     Knobs = Knobs
     needs = "pairs"
-    figures = ("patching_map", "patching_curves")
     question = "Where in the model does the information that decides the answer sit, and where does it move to?"
-    conditions = ("direction", "site", "layer", "role")
+    family = ("direction", "subspace")
     normalised = {"logit_difference": HEADLINE}
 
+    def __init__(self, knobs, lm, setting):
+        super().__init__(knobs, lm, setting)
+        self.fitted = Fitted(lm, knobs.subspace, knobs.rank, setting.seed) if knobs.subspace else None
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        inside = ("head",) if self.knobs.heads is not None else ("subspace", "rank", "draw") if self.knobs.subspace else ()
+        return ("direction", "site", "layer", "role", *inside)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        if self.knobs.subspace:
+            return ("patching_subspace",)
+        return ("patching_heads",) if self.knobs.heads is not None else ("patching_map", "patching_curves")
+
+    @property
+    def train_size(self) -> int:
+        return self.knobs.train if self.knobs.subspace else 0
+
+    @property
+    def same_template(self) -> bool:
+        return self.knobs.corruption != "resample"
+
+    @property
+    def summary_only(self) -> bool:
+        return self.knobs.draw is not None
+
     def check(self) -> None:
-        for key, known in (("sites", self.lm.sites.names), ("directions", DIRECTIONS), ("metrics", METRICS)):
-            chosen = getattr(self.knobs, key)
-            if not chosen:
-                raise UserError(f"method.{key}=[]: give at least one of {', '.join(known)}")
-            for name in chosen:
-                if name not in known:
-                    raise UserError(f"method.{key}={name}: {self.lm.name} has {', '.join(known)}{did_you_mean(name, known)}")
-        if "logit_difference" not in self.knobs.metrics:
-            raise UserError("method.metrics must hold logit_difference: the headline is its normalised form")
-        self.layers()
+        _patching_knobs.check(self.knobs, self.lm)
 
-    def layers(self) -> list[int]:
-        depth = self.lm.config.n_layer
-        if self.knobs.layers == "all":
-            return list(range(depth))
-        chosen = [self.knobs.layers] if isinstance(self.knobs.layers, int) else self.knobs.layers
-        if not isinstance(chosen, list) or not chosen or not all(isinstance(i, int) for i in chosen):
-            raise UserError(f"method.layers={self.knobs.layers}: give all or a list such as [0,3]")
-        if wrong := [i for i in chosen if not 0 <= i < depth]:
-            raise UserError(f"method.layers={wrong}: out of range; {self.lm.name} has layers 0-{depth - 1}")
-        return sorted(set(chosen))
-
-    def cells(self, batch) -> list[tuple[str, int, str, tuple[int, ...]]]:
-        """(site, layer, role, positions) of every cell that this layout has; outer sites are patched once."""
-        found = roles(batch.length, batch.spans)
-        if self.knobs.roles != "all":
-            chosen = [self.knobs.roles] if isinstance(self.knobs.roles, str) else self.knobs.roles
-            found = {role: at for role, at in found.items() if role in chosen}
-        return [(name, layer, role, at) for name in self.knobs.sites
-                for layer in ([-1] if Site(-1, name) in self.lm.sites else self.layers())
+    def places(self, batch) -> list[tuple[Site, str, tuple[int, ...]]]:
+        """Every site, role and its positions of this layout: outer sites once, the final norm at the last token only."""
+        found = self._roles(batch)
+        return [(Site(layer, name), role, at) for name in self.knobs.sites
+                for layer in ([-1] if Site(-1, name) in self.lm.sites else _patching_knobs.layers(self.knobs, self.lm))
                 for role, at in found.items() if name != "final_norm" or role == "last"]
 
+    def cells(self, batch) -> list[Cell]:
+        """Every exchange of this layout; those in subspaces only after `fit`."""
+        if self.fitted is not None:
+            return [cell for place in self.places(batch) for cell in self._in_subspaces(*place)]
+        heads = _patching_knobs.heads(self.knobs, self.lm)
+        return [Cell(*place, head) for place in self.places(batch) for head in heads]
+
+    def _roles(self, batch) -> dict[str, tuple[int, ...]]:
+        found, chosen = roles(batch.length, batch.spans), self.knobs.roles
+        if chosen == "all":
+            return found
+        chosen = [chosen] if isinstance(chosen, str) else chosen
+        for role in chosen:
+            if role not in found and role not in ("subject", *batch.spans) and not is_role(role):
+                raise UserError(f"method.roles={role}: these prompts have {', '.join(found)}{did_you_mean(role, found)}")
+        return {role: at for role, at in found.items() if role in chosen}
+
+    def _in_subspaces(self, site: Site, role: str, at: tuple[int, ...]) -> Iterator[Cell]:
+        rank = self.knobs.rank
+        yield Cell(site, role, at, subspace="full", rank=patches.widths(self.lm)[site.name][0])
+        yield Cell(site, role, at, subspace=self.knobs.subspace, rank=rank)
+        for name, left in self.fitted.parts((site, role)):
+            yield Cell(site, role, at, subspace=name, rank=left)
+        for draw in self._draws():
+            yield from (Cell(site, role, at, subspace=family, rank=rank, draw=draw) for family in FAMILIES)
+
+    def _draws(self) -> range:
+        return range(self.knobs.draws) if self.knobs.draw is None else range(self.knobs.draw, self.knobs.draw + 1)
+
+    def fit(self, train, scratch: Path) -> None:
+        """Find the subspaces on pairs whose subjects are not measured; what took long to find is kept in `scratch`."""
+        if self.fitted is None:
+            return
+        file, parts = scratch / "directions.safetensors", batches(train, self.knobs.batch)
+        places = list(dict.fromkeys((site, role) for batch in parts for site, role, _ in self.places(batch)))
+
+        with bar("fitting") as progress:
+            def keep(done, total):
+                progress(done, total)
+                if self.knobs.subspace == "das":
+                    files.write_bytes(file, save(self._directions()))
+            self.fitted.fit(parts, places, steps=self.knobs.das_steps, known=load_file(file) if file.exists() else {},
+                            progress=keep)
+
+    def _directions(self) -> dict:
+        return {named(place): x.contiguous() for place, x in self.fitted.directions.items()}
+
+    def artefacts(self):
+        return {"directions": self._directions()} if self.fitted else {}
+
     def cost(self, batch) -> tuple[int, int]:
-        depth = self.lm.config.n_layer
-        jobs = {(name, layer, at) for name, layer, _, at in self.cells(batch)}
-        tokens = sum((batch.length - min(at)) * (depth - max(layer, 0)) for _, layer, at in jobs)
-        return len(jobs) * len(batch) * len(self.knobs.directions), tokens * len(batch) * len(self.knobs.directions)
+        places, depth = self.places(batch), self.lm.config.n_layer
+        each = len(batch) * len(self.knobs.directions) * len(self._samples())
+        if self.fitted is None:
+            each *= len(_patching_knobs.heads(self.knobs, self.lm))
+        else:
+            each *= 4 + len(self._draws()) * len(FAMILIES)  # whole, subspace, its two parts
+        tokens = sum((batch.length - min(at)) * (depth - max(site.layer, 0)) for site, _, at in places)
+        return len(places) * each, tokens * each
 
     def step(self, batch) -> pa.Table:
         cells = self.cells(batch)
         if not cells:
             raise UserError(f"method.roles={self.knobs.roles}: these prompts have "
                             f"{', '.join(roles(batch.length, batch.spans))}")
-        tables = [self._patch(batch, cells, direction) for direction in DIRECTIONS if direction in self.knobs.directions]
+        tables = [self._measured(batch, cells, way) for way in DIRECTIONS if way in self.knobs.directions]
+        return pa.concat_tables(tables, promote_options="default")
+
+    def _measured(self, batch, cells, direction: str) -> pa.Table:
+        knobs, setting = self.knobs, self.setting
+        told = answers(batch, knobs.metrics, self.lm.device)
+        exchange = Exchange(self.lm, told.tail, setting.memory, setting.ledger,
+                            _patching_knobs.dims(knobs, self.lm))
+        clean_BL, corrupt_BL = (told.continued(tokens) for tokens in (batch.tokens_BL, batch.corrupt_BL))
+        read = reader(knobs.metrics, told, exchange.logits(self.lm.embed(clean_BL)) if "kl" in knobs.metrics else None)
+        swaps = {cell: self.fitted.swap((cell.site, cell.role), cell.subspace, cell.draw)
+                 for cell in cells if cell.subspace not in (None, "full")}
+        found = []
+        for sample in self._samples():
+            clean_BLD = self.lm.embed(clean_BL)
+            corrupt_BLD = self.lm.embed(corrupt_BL) if sample is None else clean_BLD + self._noise(batch, sample, clean_BLD)
+            base_BLD, source_BLD = (corrupt_BLD, clean_BLD) if direction == "denoising" else (clean_BLD, corrupt_BLD)
+            full_BM = read(exchange.logits(source_BLD)[None])[0]
+            found.append((*exchange(clean_BL, base_BLD, source_BLD, cells, read, swaps), full_BM))
+        values, baselines, norms, full = (None if parts[0] is None else torch.stack(parts).mean(dim=0)
+                                          for parts in zip(*found, strict=True))
+        return self._table(batch, cells, direction, values, baselines, norms, full)
+
+    def _samples(self) -> list[int | None]:
+        """The noise draws a prompt is averaged over; [None] where the corrupted run is another prompt's."""
+        return list(range(self.knobs.samples)) if self.knobs.corruption == "noise" else [None]
+
+    def _noise(self, batch, sample: int, like_BLD: torch.Tensor) -> torch.Tensor:
+        """Gaussian noise on the subject, `noise` standard deviations of the embedding's numbers; each prompt's own."""
+        if "subject" not in batch.spans:
+            raise UserError("method.corruption=noise: these prompts have no subject to put noise on; "
+                            "method.corruption=pair needs none")
+        start, end = batch.spans["subject"]
+        noise_BLD, scale = torch.zeros_like(like_BLD), self.knobs.noise * self.lm.embedding.weight.float().std().item()
+        for row, prompt in enumerate(batch.prompts):
+            drawn = torch.randn(end - start, like_BLD.shape[2], dtype=torch.float64,
+                                generator=stream(self.setting.seed, "noise", prompt.prompt_id, sample))
+            noise_BLD[row, start:end] = (scale * drawn).to(noise_BLD)
+        return noise_BLD
+
+    def _table(self, batch, cells, direction, values_SBM, baselines_SBM, norms_SB, full_BM) -> pa.Table:
+        asked = [i for i, cell in enumerate(cells) if cell.draw is None]
+        drawn = [i for i, cell in enumerate(cells) if cell.draw is not None]
+        headline = [self.knobs.metrics.index("logit_difference")]
+        every = list(range(len(self.knobs.metrics)))
+        tables = [self._rows(batch, cells, direction, rows, self.knobs.metrics, which, values_SBM, baselines_SBM, full_BM)
+                  for rows, which in ((asked, every), (drawn, headline)) if rows]
+        if norms_SB is not None:
+            nothing = torch.zeros_like(norms_SB)[..., None]
+            sized = [i for i, cell in enumerate(cells) if cell.subspace in (self.knobs.subspace, *FAMILIES)]
+            tables.append(self._rows(batch, cells, direction, sized, [NORM], [0], norms_SB[..., None], nothing, nothing[0]))
         return pa.concat_tables(tables)
 
-    def _patch(self, batch, cells, direction: str) -> pa.Table:
-        clean, corrupt = (batch.tokens_BL, batch.corrupt_BL)
-        base_BL, source_BL = (corrupt, clean) if direction == "denoising" else (clean, corrupt)
-        read = self._reader(batch)
-        jobs = {(name, layer, at): None for name, layer, _, at in cells}  # a one-token subject has equal roles
-        sites = {Site(layer, name) for name, layer, _ in jobs}
-        with torch.no_grad(), Trace(keep=sites) as trace:
-            source_logits, _ = self.lm(source_BL, trace=trace)
-        full_BM = read(source_logits[None, :, -1])[0]
-        sets = [(Edit(Site(layer, name), at, Replace(trace.values[layer, name][:, list(at)])),)
-                for name, layer, at in jobs]
-        values_JBM, baselines_JBM = contrast(self.lm, base_BL, sets, read, memory=self.setting.memory,
-                                             ledger=self.setting.ledger)
-        row_of = {job: i for i, job in enumerate(jobs)}
-        rows = [row_of[name, layer, at] for name, layer, _, at in cells]
-        return self._table(batch, cells, direction, values_JBM[rows], baselines_JBM[rows], full_BM)
-
-    def _reader(self, batch):
-        """What the cone reads: the metrics of each job's logits, S B M in float64."""
-        right_B = torch.tensor([p.target_id for p in batch.prompts], device=self.lm.device)
-        wrong_B = torch.tensor([p.target_id for p in batch.corrupt], device=self.lm.device)
-
-        def read(logits_SBV):
-            rows = logits_SBV.flatten(0, 1)
-            right, wrong = (x.repeat(len(logits_SBV)) for x in (right_B, wrong_B))
-            values = [METRICS[name](rows, right, wrong).double() for name in self.knobs.metrics]
-            return torch.stack(values, dim=-1).unflatten(0, logits_SBV.shape[:2])
-        return read
-
-    def _table(self, batch, cells, direction, values_SBM, baselines_SBM, full_BM) -> pa.Table:
-        S, B, M = values_SBM.shape
+    def _rows(self, batch, cells, direction, rows, metrics, which, values_SBM, baselines_SBM, full_BM) -> pa.Table:
+        """The effects of some cells in some metrics."""
+        B, M = len(batch), len(which)
+        picked = [cells[i] for i in rows]
+        inside = {name: [getattr(cell, name) for cell in picked for _ in range(B * M)] for name in self.conditions[4:]}
         each_cell = lambda xs: np.repeat(np.array(xs), B * M)  # noqa: E731
         return effects({
-            "prompt_id": np.tile(np.repeat([p.prompt_id for p in batch.prompts], M), S),
-            "direction": np.full(S * B * M, direction),
-            "site": each_cell([name for name, *_ in cells]),
-            "layer": each_cell([layer for _, layer, *_ in cells]),
-            "role": each_cell([role for _, _, role, _ in cells]),
-            "position": each_cell([min(at) for *_, at in cells]),
-            "metric": np.tile(np.array(self.knobs.metrics), S * B),
-            "value": values_SBM.flatten().cpu().numpy(),
-            "baseline": baselines_SBM.flatten().cpu().numpy(),
-            "full": full_BM.expand(S, B, M).flatten().cpu().numpy(),
+            "prompt_id": np.tile(np.repeat([p.prompt_id for p in batch.prompts], M), len(picked)),
+            "direction": np.full(len(picked) * B * M, direction),
+            "site": each_cell([cell.site.name for cell in picked]),
+            "layer": each_cell([cell.site.layer for cell in picked]),
+            "role": each_cell([cell.role for cell in picked]),
+            "position": each_cell([min(cell.positions) for cell in picked]),
+            **inside,
+            "metric": np.tile(np.array([metrics[m] for m in which]), len(picked) * B),
+            "value": values_SBM[rows][..., which].flatten().cpu().numpy(),
+            "baseline": baselines_SBM[rows][..., which].flatten().cpu().numpy(),
+            "full": full_BM[..., which].expand(len(picked), B, M).flatten().cpu().numpy(),
         })
 
     def headline(self, summary):
-        return [{key: value for key, value in row.items() if key != "note"} for row in summary
-                if row["metric"] == HEADLINE and row["conditions"]["site"] == self.knobs.sites[0]
-                and row["conditions"]["role"] in ("subject", "between", "last")]
+        shown = [row for row in summary if row["metric"] == HEADLINE and row["conditions"]["site"] == self.knobs.sites[0]]
+        if self.knobs.heads is not None:
+            largest = sorted(shown, key=lambda row: -abs(row["mean"] or 0.0))[:12]
+            return [_unnoted(row) for row in largest]
+        if self.knobs.subspace:
+            return [_unnoted(row) for row in shown if row["conditions"]["subspace"] == self.knobs.subspace]
+        return [_unnoted(row) for row in shown if row["conditions"]["role"] in ROLES_SHOWN]
 
     def findings(self, summary):
-        return [sentence for direction in DIRECTIONS if direction in self.knobs.directions
-                for role in ("subject", "last")
-                for sentence in _crossing(summary, direction, self.knobs.sites[0], role)]
+        ways, site = [way for way in DIRECTIONS if way in self.knobs.directions], self.knobs.sites[0]
+        if self.knobs.subspace:
+            places = dict.fromkeys(row["conditions"]["role"] for row in summary)
+            return [line for way in ways for role in places
+                    for line in beside_chance(summary, way, site, role, self.knobs.subspace)]
+        if self.knobs.heads is not None:
+            return []
+        return [line for way in ways for role in ("subject", "last") for line in crossing(summary, way, site, role)]
 
     def caveats(self, summary):
-        n = max((row["n"] for row in summary), default=0)
-        few = [f"Only {n} prompts: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
-        return (few if n < 50 else []) + [
-            f"Prompts whose clean and corrupt logit differences lie within {self.knobs.tau} are left out of the ratio; "
-            "the column `excluded` counts them.",
-            "Patching shows where information that distinguishes the two prompts is used, not how it is computed. "
-            "A site can be sufficient without being necessary, where the model holds the information twice.",
-            "The conv of width 4 carries a token's content into the next three positions of the scan, so a site after "
-            "the conv can show a token's information one to three positions after the token.",
-        ]
+        return caveats(summary, self.knobs)
 
 
-def _crossing(summary, direction: str, site: str, role: str) -> list[str]:
-    """Where a role's curve over layers passes one half, in words."""
-    wanted = {"direction": direction, "site": site, "role": role}
-    rows = sorted((row for row in summary if row["metric"] == HEADLINE and row["mean"] is not None
-                   and wanted.items() <= row["conditions"].items()), key=lambda row: row["conditions"]["layer"])
-    if not rows:
-        return []
-    what = {"subject": "all subject tokens", "last": "the last token"}[role]
-    verb = {"denoising": ("Restoring", "brings back"), "noising": ("Corrupting", "destroys")}[direction]
-    peak = max(rows, key=lambda row: row["mean"])
-    text = (f"{verb[0]} {what} ({site}) {verb[1]} the most at layer {peak['conditions']['layer']}: {_number(peak)} of the "
-            f"logit difference, n = {peak['n']}")
-    final = rows[-1]
-    if peak["mean"] < 0.5:
-        return [f"{text}; it stays below one half before every layer measured."]
-    turn = _turn(rows, peak, falling=role == "subject")
-    if turn is None:
-        return [f"{text}; it is still {_number(final)} before layer {final['conditions']['layer']}."]
-    verb = "falls below" if role == "subject" else "passes"
-    return [f"{text}; it {verb} one half at layer {turn['conditions']['layer']} ({_number(turn)})."]
-
-
-def _turn(rows, peak, falling: bool):
-    """The first row past one half: below it after the peak, or above it at all."""
-    if falling:
-        return next((r for r in rows if r["conditions"]["layer"] >= peak["conditions"]["layer"] and r["mean"] < 0.5), None)
-    return next((r for r in rows if r["mean"] >= 0.5), None)
-
-
-def _number(row) -> str:
-    interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-    return f"{row['mean']:.2f}{interval}"
+def _unnoted(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key != "note"}

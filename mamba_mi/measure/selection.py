@@ -42,15 +42,19 @@ def top_answers(lm, prompts: Sequence[Prompt], size: int) -> dict[str, int]:
 
 
 def select(lm, dataset: Dataset, *, n: int | None, only_correct: bool, pairs: bool, seed: int, size: int,
-           progress: Callable[[int, int], None] | None = None) -> Selection:
-    """The first n items (None: all), in the data set's seeded order, that the model gets right (all, unless `only_correct`)."""
+           same_template: bool = True, progress: Callable[[int, int], None] | None = None) -> Selection:
+    """The first n items (None: all), in the data set's seeded order, that the model gets right (all, unless `only_correct`).
+
+    Prompts are paired by template and layout, or by layout alone.
+    """
     n = len(dataset.pairs) or len(dataset.prompts) if n is None else n
     if dataset.pairs:
         if not pairs:
             raise UserError(f"dataset={dataset.name} holds pairs, and this experiment takes single prompts")
         selection = _of_pairs(lm, dataset, n, only_correct, size, progress)
     else:
-        selection = _of_prompts(lm, dataset, n, only_correct, pairs, seed, size, progress)
+        pair = (lambda prompts: pair_up(prompts, seed=seed, same_template=same_template)) if pairs else None
+        selection = _of_prompts(lm, dataset, n, only_correct, pair, size, progress)
     if not selection.items:
         raise UserError(f"dataset={dataset.name}: nothing left to measure ({_summary(selection)}); "
                         + ("dataset.only_correct=false uses prompts the model gets wrong as well" if only_correct
@@ -58,7 +62,7 @@ def select(lm, dataset: Dataset, *, n: int | None, only_correct: bool, pairs: bo
     return selection
 
 
-def _of_prompts(lm, dataset, n, only_correct, pairs, seed, size, progress) -> Selection:
+def _of_prompts(lm, dataset, n, only_correct, pair, size, progress) -> Selection:
     usable, wrong, seen = [], [], 0
     items, unpaired = (), []
     while seen < len(dataset.prompts) and len(items) < n:
@@ -67,7 +71,7 @@ def _of_prompts(lm, dataset, n, only_correct, pairs, seed, size, progress) -> Se
         right, missed = _sift(lm, fresh, size) if only_correct else (fresh, [])
         usable += right
         wrong += missed
-        items, unpaired = pair_up(usable, seed=seed) if pairs else (usable, [])
+        items, unpaired = pair(usable) if pair else (usable, [])
         if progress:
             progress(min(len(items), n), n)
     unpaired = [] if len(items) >= n else unpaired

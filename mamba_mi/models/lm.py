@@ -113,6 +113,19 @@ class LM(nn.Module):
         padding = torch.arange(self.config.padded_vocab, device=logits_BLV.device) >= self.config.vocab_size
         return logits_BLV.masked_fill(padding, -torch.inf)
 
+    def reader(self, site: Site) -> Tensor | None:
+        """The linear map that reads a site next, out by width; None where what follows is not linear.
+
+        The residual stream is read through the next norm's weight by the next block, after the last by the head.
+        """
+        layer, name = site
+        if name in ("embed", "out", "resid_out"):  # a mixer's output is read where it has joined the stream
+            layer, name = layer + 1, "resid"
+        if layer < self.config.n_layer and layer >= 0:
+            return self.layers[layer].reader(name)
+        head_VD = (self.embedding if self.lm_head is None else self.lm_head).weight
+        return head_VD if name == "final_norm" else head_VD * self.norm_f.weight
+
     @torch.no_grad()
     def generate(self, tokens_BL: Tensor, n: int, *, trace=BLIND, temperature: float = 0.0, generator=None) -> Tensor:
         """The n tokens that follow, greedily or sampled at `temperature`, through the recurrent state."""

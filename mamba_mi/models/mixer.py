@@ -48,6 +48,15 @@ class Mixer(nn.Module):
         """`at("dt", x)`: this layer's way into the trace."""
         return lambda name, x: trace(Site(self.layer, name), x)
 
+    def reader(self, name: str) -> Tensor | None:
+        """The linear map that reads this site next, out by width; None where what follows is not linear."""
+        if name == "gated":
+            return self.out_proj.weight
+        if name == "normed":
+            return self.in_proj.weight
+        # the norm's scale is one number a token: it changes no direction
+        return self.in_proj.weight * self.norm.weight if name == "resid" else None
+
     def convolve(self, u_BLC: Tensor, past: State | None) -> tuple[Tensor, Tensor]:
         """The conv after its SiLU, and its last inputs."""
         tail = None if past is None else past.tail_BKC

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,10 @@ from mamba_mi.config import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class RunTables:
-    """One run, read from its folder. `effects` is None for a run that measured none."""
+    """One run, read from its folder. `effects` is None for a run that measured none.
+
+    `controls` are the summary's rows of random draws, `summary` all the others.
+    """
 
     config: dict
     manifest: dict
@@ -22,6 +25,7 @@ class RunTables:
     effects: pa.Table | None
     summary: list[dict]
     artifacts: Path
+    controls: list[dict] = field(default_factory=list)
 
     def rows(self, metric: str) -> list[dict]:
         """The summary's rows in one metric; none is a UserError that lists the metrics there are."""
@@ -43,13 +47,17 @@ def read_run(folder: str | Path) -> RunTables:
     folder = Path(folder)
     config = _existing(folder / "config.yaml")
     effects = folder / "effects.parquet"
+    summary = {True: [], False: []}
+    for row in _json(folder / "summary.json"):
+        summary[row["conditions"].get("draw") is not None].append(row)
     return RunTables(
         config=yaml.safe_load(config.read_text(encoding="utf-8")),
         manifest=_json(folder / "manifest.json"),
         prompts=_json(folder / "prompts.json"),
         effects=pq.read_table(effects) if effects.exists() else None,
-        summary=_json(folder / "summary.json"),
+        summary=summary[False],
         artifacts=folder / "artifacts",
+        controls=summary[True],
     )
 
 

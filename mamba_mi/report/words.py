@@ -9,10 +9,13 @@ MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"
 DIRECTIONS = {"denoising": "Sufficiency", "noising": "Necessity"}
 SITES = {"resid": "residual stream", "out": "mixer output", "scan_out": "scan output"}
-ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subject", "relation": "relation",
+ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subject",
+         "subject_last": "last subject token", "relation": "relation",
          "between": "between", "last": "last token"}
 HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
-            "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "control_p": "p (control)"}
+            "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "control_p": "p (control)",
+            "control_p_covariance": "p (covariance)", "control_p_rescaled": "p (rescaled)", "control_mean": "control mean",
+            "control_low": "2.5%", "control_high": "97.5%", "control_match": "match"}
 
 
 def number(x: float | None, decimals: int = 2) -> str:
@@ -129,6 +132,6 @@ def _text(key: str, row: dict) -> str:
     if key == "mean":
         low, high = row.get("ci_low"), row.get("ci_high")
         return number(value, 3) + ("" if low is None else f" [{number(low, 3)}, {number(high, 3)}]")
-    if key == "p" or key.startswith("p_") or key.endswith("_p"):
+    if key == "p" or key.startswith(("p_", "control_p")):
         return p_value(value)
     return number(value) if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ from rich.progress import (
 
 
 @contextmanager
-def bar(name: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+def bar(name: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
     """`progress(done, total)` moves a bar called `name`."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())

@@ -53,6 +53,32 @@ def _effect(direction, site, depth, role, tokens) -> float:
     return shape.get(role, 0.0) * (1 if direction == "denoising" else 0.93)
 
 
+def subspace_summary(layers=6, draws=25, seed=0) -> list[dict]:
+    """Rows of a run in a subspace: fitted at .6, random ones about .1, a row a draw and family."""
+    random, rows = np.random.default_rng(seed), []
+    for direction, role, layer in product(("denoising", "noising"), ("subject", "last"), range(layers)):
+        cell = {"direction": direction, "site": "resid", "layer": layer, "role": role}
+        for name, rank, mean in (("full", 128, 0.9), ("mean_difference", 8, 0.6), ("row_space", 8, 0.6), ("null_space", 0, 0.0)):
+            rows.append({"conditions": {**cell, "subspace": name, "rank": rank, "draw": None}, **_numbers(mean, 0.05)})
+        rows += [{"conditions": {**cell, "subspace": family, "rank": 8, "draw": draw},
+                  **_numbers(0.1 + 0.03 * random.normal(), None), "match": 0.3}
+                 for family in ("isotropic", "covariance", "rescaled", "orthogonal") for draw in range(draws)]
+    return rows
+
+
+def heads_summary(layers=6, heads=8) -> list[dict]:
+    """Rows of a run head by head: one head does it all."""
+    cells = product(("denoising", "noising"), ("scan_out", "state"), range(layers), ("subject", "last"), range(heads))
+    return [{"conditions": {"direction": d, "site": s, "layer": y, "role": r, "head": h},
+             **_numbers(0.8 if (y, h) == (3, 5) else 0.0, 0.05)} for d, s, y, r, h in cells]
+
+
+def _numbers(mean: float, half: float | None) -> dict:
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return {"metric": METRICS[0], "n": 80, "n_clusters": 40, "mean": mean, "ci_low": low, "ci_high": high,
+            "effect_size": None, "p": None, "p_adjusted": 0.001 if mean > 0.3 else 0.9, "control_p": None, "excluded": 0}
+
+
 def training_summary() -> list[dict]:
     tasks = {"recall_train": (1.0, 512), "recall_held_out": (0.981, 479), "two_hop_train": (1.0, 200),
              "two_hop_held_out": (0.567, 90), "mqar_4": (1.0, 400), "mqar_8": (0.99, 400),

@@ -12,7 +12,7 @@ from mamba_mi.config import UserError
 from mamba_mi.report.figures import CATALOGUE, draw, save
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
-from .synthetic import patching_summary, training_curve, training_summary
+from .synthetic import heads_summary, patching_summary, subspace_summary, training_curve, training_summary
 
 HEADLINE = "normalised_logit_difference"
 ROLES = ["bos", "pre_subject", "subject_1", "subject_2", "subject", "between", "last"]  # as in the text
@@ -34,8 +34,9 @@ def changed(rows, change):
 
 
 def test_every_name_of_the_catalogue_draws(run):
+    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary()}
     for name in CATALOGUE:
-        summary = training_summary() + patching_summary(2, 1, sites=("resid",))
+        summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
         figure, caption = draw(name, run(summary, curve=training_curve())[1])
         assert figure.axes and len(caption) > 40
 
@@ -144,14 +145,23 @@ def shown(figure):
     return [text.get_text() for text in texts], np.array([text.get_window_extent().extents for text in texts])
 
 
-@pytest.mark.parametrize("kind", [*RUNS, "training"])
+MAPS = ("patching_map", "patching_curves")
+DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
+         "training": (training_summary, ("training_curve", "training_recall")),
+         "subspace": (subspace_summary, ("patching_subspace",)),
+         "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
+         "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
+
+
+def test_every_figure_is_among_those_whose_text_is_looked_at():
+    assert {name for _, names in DRAWN.values() for name in names} == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("kind", DRAWN)
 def test_no_text_is_clipped_or_overlaps(run, kind):
-    training = kind == "training"
-    tables = run(training_summary() if training else patching_summary(**RUNS[kind], metrics=[HEADLINE]),
-                 model="mamba2-1.3b", curve=training_curve())[1]
-    for name in CATALOGUE:
-        if name.startswith("training") != training:
-            continue
+    summary, names = DRAWN[kind]
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve())[1]
+    for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)
         page = figure.bbox.extents
@@ -209,3 +219,22 @@ def test_colour_maps_are_centred_symmetric_and_even(colours):
         steps = np.linalg.norm(np.diff(arm, axis=0), axis=1)
         assert (np.diff(arm[:, 0]) < 0).all() and steps.max() < 1.4 * steps.min()
     assert np.abs(below - above)[:, 0].max() < 3  # as dark below 0 as above it
+
+
+def test_the_subspace_figure_draws_what_the_summary_and_the_draws_say(run):
+    summary = subspace_summary(3, 25)
+    figure, caption = draw("patching_subspace", run(summary)[1])
+    axes = panels(figure)["denoising resid last"]
+    mine = [row for row in summary if row["conditions"]["direction"] == "denoising" and row["conditions"]["role"] == "last"]
+    effects = {name: [[r["mean"] for r in mine if r["conditions"]["subspace"] == name and r["conditions"]["layer"] == y]
+                      for y in range(3)] for name in ("isotropic", "mean_difference")}
+    drawn = [list(map(float, line.get_ydata())) for line in axes.lines]
+    assert [pytest.approx(x) for x in np.mean(effects["isotropic"], axis=1)] in drawn
+    assert [x for x, in effects["mean_difference"]] in drawn
+    assert "25 random subspaces" in caption
+
+
+def test_the_heads_figure_colours_the_one_head_that_matters(run):
+    figure, _ = draw("patching_heads", run(heads_summary())[1])
+    values = panels(figure)["noising state last"].collections[0].get_array().reshape(6, 8)
+    assert np.argwhere(values > 0.5).tolist() == [[3, 5]]

@@ -51,7 +51,7 @@ def read_grid(tables: RunTables) -> Grid:
     cells = {_key(row): row for row in tables.rows(HEADLINE)}
     directions, sites, roles, _ = (set(found) for found in zip(*cells, strict=True))
     layers = {site: tuple(sorted({key[3] for key in cells if key[1] == site})) for site in sites}
-    order = _in_order(directions, DIRECTIONS), _in_order(sites, SITES), _in_order(roles, ROLE_ORDER)
+    order = in_order(directions, DIRECTIONS), in_order(sites, SITES), in_order(roles, ROLE_ORDER)
     wanted = [(direction, site, role, layer) for direction in order[0] for site in order[1]
               for role in order[2] for layer in layers[site]]
     missing = [key for key in wanted if key not in cells]
@@ -73,7 +73,7 @@ def _key(row: dict) -> tuple[str, str, str, int]:
     return tuple(conditions[key] for key in AXES)
 
 
-def _in_order(found: set[str], order: Sequence[str]) -> tuple[str, ...]:
+def in_order(found: set[str], order: Sequence[str]) -> tuple[str, ...]:
     """Known names first, as in `order`; `subject_2` sorts at `subject_`, by its number; others by name."""
     ranks = {name: rank for rank, name in enumerate(order)}
 

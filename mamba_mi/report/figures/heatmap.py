@@ -27,7 +27,7 @@ def heatmap(axes: Axes, grid: Grid, direction: str, site: str, limit: float, int
     edges = {"edgecolors": "white", "linewidth": 0.8} if interval_points else {}
     axes.pcolormesh(np.ma.masked_invalid(mean_RY), cmap=colours, norm=norm, **edges)
     axes.set_facecolor(style.FAINT)
-    _hatch(axes, grid.numbers_RY(direction, site, "p_adjusted"))
+    hatch(axes, grid.numbers_RY(direction, site, "p_adjusted"))
     if not interval_points:
         return
     for (r, y), mean in np.ndenumerate(mean_RY):
@@ -41,7 +41,8 @@ def stands_out(row: dict) -> bool:
     return row.get("p_adjusted") is None or row["p_adjusted"] < ALPHA
 
 
-def _hatch(axes: Axes, p_RY: np.ndarray) -> None:
+def hatch(axes: Axes, p_RY: np.ndarray) -> None:
+    """Hatching over the cells that do not stand out."""
     cells = np.argwhere(p_RY >= ALPHA)
     if not len(cells):
         return

@@ -1,0 +1,110 @@
+"""What a patching run found, in sentences: where a curve over layers turns, and what a subspace does beside chance."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mamba_mi.report.words import number, p_value
+
+HEADLINE = "normalised_logit_difference"
+VERBS = {"denoising": ("Restoring", "brings back"), "noising": ("Corrupting", "destroys")}
+ROLES = {"subject": "all subject tokens", "last": "the last token"}
+
+
+def crossing(summary: Sequence[Mapping], direction: str, site: str, role: str) -> list[str]:
+    """Where a role's curve over layers passes one half."""
+    rows = _curve(summary, direction=direction, site=site, role=role)
+    if not rows:
+        return []
+    verb = VERBS[direction]
+    peak, final = max(rows, key=lambda row: row["mean"]), rows[-1]
+    text = (f"{verb[0]} {ROLES[role]} ({site}) {verb[1]} the most at layer {peak['conditions']['layer']}: {share(peak)} of the "
+            f"logit difference, n = {peak['n']}")
+    if peak["mean"] < 0.5:
+        return [f"{text}; it stays below one half before every layer measured."]
+    turn = _turn(rows, peak, falling=role == "subject")
+    if turn is None:
+        return [f"{text}; it is still {share(final)} before layer {final['conditions']['layer']}."]
+    verb = "falls below" if role == "subject" else "passes"
+    return [f"{text}; it {verb} one half at layer {turn['conditions']['layer']} ({share(turn)})."]
+
+
+def beside_chance(summary: Sequence[Mapping], direction: str, site: str, role: str, kind: str) -> list[str]:
+    """What the fitted subspace does where it does the most, beside random ones and beside the whole value."""
+    rows = _curve(summary, direction=direction, site=site, role=role, subspace=kind)
+    if not rows:
+        return []
+    peak = max(rows, key=lambda row: row["mean"])
+    layer = peak["conditions"]["layer"]
+    whole = _curve(summary, direction=direction, site=site, role=role, subspace="full", layer=layer)
+    verb = VERBS[direction]
+    text = (f"{verb[0]} {peak['conditions']['rank']} dimensions ({kind.replace('_', ' ')}) of {ROLES.get(role, role)} "
+            f"({site}) {verb[1]} the most at layer {layer}: {share(peak)} of the logit difference, n = {peak['n']}")
+    text += f"; the whole value, {share(whole[0])}" if whole else ""
+    if peak.get("control_p") is not None:
+        text += (f"; random subspaces of that rank, {number(peak['control_mean'])} [{number(peak['control_low'])}, "
+                 f"{number(peak['control_high'])}], the middle 95% of {peak['draws']} draws, p = {p_value(peak['control_p'])}")
+    return [f"{text}."]
+
+
+def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
+    """What a reader must know before believing a patching run with these knobs."""
+    n = max((row["n"] for row in summary), default=0)
+    few = [f"Only {n} prompts: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
+    told = [
+        f"Prompts whose clean and corrupt logit differences lie within {knobs.tau} are left out of the ratio; "
+        "the column `excluded` counts them.",
+        "Patching shows where information that distinguishes the two prompts is used, not how it is computed. "
+        "A site can be sufficient without being necessary, where the model holds the information twice.",
+        "The conv of width 4 carries a token's content into the next three positions of the scan, so a site after "
+        "the conv can show a token's information one to three positions after the token.",
+    ]
+    return (few if n < 50 else []) + told + _of_corruption(knobs) + _of_subspace(summary, knobs)
+
+
+def _of_corruption(knobs) -> list[str]:
+    if knobs.corruption == "noise":
+        return [f"The corrupted run is the clean prompt with Gaussian noise of {knobs.noise:g} standard deviations on the "
+                f"subject's embeddings, averaged over {knobs.samples} draws a prompt. Noise takes the model where no text "
+                "does; corruption=pair, another subject in its place, does not."]
+    if knobs.corruption == "resample":
+        return ["The corrupted run is any other prompt of the same length and spans: what distinguishes the two is the "
+                "relation asked for as well as the subject."]
+    return []
+
+
+def _of_subspace(summary: Sequence[Mapping], knobs) -> list[str]:
+    if not knobs.subspace:
+        return []
+    told = [f"The subspace was fitted on up to {knobs.train} pairs of subjects that are not measured."]
+    if {"row_space", "null_space"} <= {row["conditions"].get("subspace") for row in summary}:
+        told.append("row space and null space are the parts of the subspace that the next linear map reads and does not "
+                    "read. An effect that the null-space part carries with it is an illusion (Makelov et al. 2023).")
+    else:
+        told.append("No linear map reads this site, so the subspace was not split into row space and null space.")
+    matched = [row["control_match"] for row in summary if row.get("control_match") is not None]
+    if matched:
+        told.append(f"An isotropic control exchanges {number(min(matched))} to {number(max(matched))} times as much as the "
+                    "fitted subspace (root mean square norm). The rescaled family matches the norm exactly, and is for that "
+                    "no interchange any more: p (rescaled) is shown beside p (control), which comes from isotropic draws.")
+    elif not knobs.draws and knobs.draw is None:
+        told.append("No random subspaces were drawn: whether the effect beats chance is not known (method.draws=100).")
+    return told
+
+
+def _curve(summary, **wanted) -> list[Mapping]:
+    """The headline rows under these conditions, by layer."""
+    return sorted((row for row in summary if row["metric"] == HEADLINE and row["mean"] is not None
+                   and wanted.items() <= row["conditions"].items()), key=lambda row: row["conditions"]["layer"])
+
+
+def _turn(rows, peak, falling: bool):
+    """The first row past one half: below it after the peak, or above it at all."""
+    if falling:
+        return next((r for r in rows if r["conditions"]["layer"] >= peak["conditions"]["layer"] and r["mean"] < 0.5), None)
+    return next((r for r in rows if r["mean"] >= 0.5), None)
+
+
+def share(row: Mapping) -> str:
+    """`0.83 [0.79, 0.86]`."""
+    interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    return f"{row['mean']:.2f}{interval}"
