@@ -99,9 +99,9 @@ def _judgement(row: Mapping, drawn: Mapping, matches: Mapping) -> dict:
             **{f"control_p_{family}": _share(row, drawn[family]) for family in others if family in drawn}}
     if len(drawn.get(first, {})) < FEWEST:
         return told
-    low, mean, high = _middle(list(drawn[first].values()))
+    low, mean, high = _middle(_in_order(drawn[first]))
     return {**told, "draws": len(drawn[first]), "control_mean": mean, "control_low": low, "control_high": high,
-            "control_match": float(np.mean(list(matches[first].values()))) if matches.get(first) else None}
+            "control_match": float(np.mean(_in_order(matches[first]))) if matches.get(first) else None}
 
 
 def _middle(effects: Sequence[float]) -> tuple[float, float, float]:
@@ -114,11 +114,16 @@ def spread(rows: Sequence[Mapping]) -> list[dict]:
     out = []
     for cell, families in _found(rows, "mean").items():
         for family, by_draw in families.items():
-            means = [by_draw[draw] for draw in sorted(by_draw)]
+            means = _in_order(by_draw)
             low, mean, high = _middle(means)
             out.append({"metric": cell[0], "conditions": dict(cell[1]), "family": family, "draws": len(means),
                         "mean": mean, "low": low, "high": high, "effects": means})
     return out
+
+
+def _in_order(by_draw: Mapping[int, float]) -> list[float]:
+    """By draw, so that sums come out the same to the bit whatever order the jobs ended in."""
+    return [by_draw[draw] for draw in sorted(by_draw)]
 
 
 def _found(rows: Iterable[Mapping], key: str) -> dict[tuple, dict[str, dict[int, float]]]:

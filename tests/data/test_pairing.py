@@ -1,6 +1,9 @@
 from collections import Counter
 
-from mamba_mi.data import Prompt, pair_up
+import pytest
+
+from mamba_mi.config import UserError
+from mamba_mi.data import Dataset, Prompt, divide, pair_up
 
 
 def prompt(number, subject, target_id, *, template="t", length=5, start=1):
@@ -68,3 +71,36 @@ def test_nobody_is_clean_twice_and_no_prompts_are_no_pairs():
     pairs, _ = pair_up(world(), seed=0)
     assert max(Counter(pair.clean.prompt_id for pair in pairs).values()) == 1
     assert pair_up([], seed=0) == ([], [])
+
+
+def test_without_a_template_any_prompt_of_the_layout_may_be_the_partner():
+    prompts = world() + [prompt(200, "x", 9, template="alone")]
+    pairs, dropped = pair_up(prompts, seed=0, same_template=False)
+    assert not dropped and all(pair.clean.layout == pair.corrupt.layout for pair in pairs)
+    assert sum(pair.clean.template != pair.corrupt.template for pair in pairs) > 30
+    assert "p200" in {pair.clean.prompt_id for pair in pairs}
+
+
+def test_halves_share_no_subject_and_lose_no_prompt():
+    dataset = Dataset("d", tuple(world()), "f")
+    to_fit, to_measure = divide(dataset, seed=0)
+    one, other = ({p.cluster for p in half.prompts} for half in (to_fit, to_measure))
+    assert not one & other and len(one) == len(other) == 15
+    assert sorted(p.prompt_id for half in (to_fit, to_measure) for p in half.prompts) == \
+        sorted(p.prompt_id for p in dataset.prompts)
+    assert {p.cluster for p in divide(dataset, seed=1)[0].prompts} != one
+
+
+def test_pairs_with_a_subject_in_each_half_are_dropped_with_the_reason():
+    pairs, _ = pair_up(world(), seed=0)
+    halves = divide(Dataset("d", (), "f", tuple(pairs)), seed=0)
+    subjects = [{side.cluster for pair in half.pairs for side in (pair.clean, pair.corrupt)} for half in halves]
+    assert not subjects[0] & subjects[1] and all(half.pairs for half in halves)
+    torn = [d for half in halves for d in half.dropped]
+    assert len(torn) + sum(len(half.pairs) for half in halves) == len(pairs)
+    assert {d.why for d in torn} == {"pair with a subject in each half"}
+
+
+def test_one_subject_cannot_be_divided():
+    with pytest.raises(UserError, match="all prompts share one subject"):
+        divide(Dataset("d", (prompt(0, "s", 1), prompt(1, "s", 2)), "f"), seed=0)

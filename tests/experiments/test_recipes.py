@@ -56,6 +56,46 @@ def test_fifty_steps_of_training_make_a_report(tmp_path, monkeypatch):
     assert len(json.loads((folder / "artifacts" / "training_curve.json").read_text())) == 6
 
 
+SUBSPACE = ["experiment=subspace", "dataset.n=8", "method.train=24", "method.rank=2", "method.layers=[1,4]",
+            "method.roles=[last]", "method.directions=[denoising]", "method.resamples=100", "method.batch=8", "threads=1"]
+
+
+def test_a_subspace_beside_its_controls_in_one_run_and_a_job_a_draw(tmp_path, monkeypatch):
+    launch(monkeypatch, *SUBSPACE, "method.draws=20", f"paths.logs={tmp_path / 'whole'}")
+    folder = only_run(tmp_path / "whole")
+    rows = json.loads((folder / "summary.json").read_text())
+    fitted = [row for row in rows if row["conditions"]["subspace"] == "mean_difference" and row["metric"].startswith("norm")]
+    assert len(fitted) == 2 and all(0 < row["control_p"] <= 1 and row["draws"] == 20 for row in fitted)
+    strongest = max(fitted, key=lambda row: row["mean"])
+    assert strongest["control_p"] == pytest.approx(1 / 21) and strongest["mean"] > strongest["control_high"]
+    prompts = json.loads((folder / "prompts.json").read_text())
+    assert any(p["why"] == "used to fit, not measured" for p in prompts)
+    fitted_on = {p["prompt_id"].split("-", 2)[2] for p in prompts if p["why"] == "used to fit, not measured"}
+    assert not fitted_on & {p["prompt_id"].split("-", 2)[2] for p in prompts if p["kept"]}
+    assert (folder / "artifacts" / "directions.safetensors").exists()
+
+    launch(monkeypatch, *SUBSPACE, "method.draws=0", "method.draw=7", f"paths.logs={tmp_path / 'job'}")
+    job = only_run(tmp_path / "job")
+    assert not (job / "report.html").exists() and not (job / "figures").exists()
+    drawn = {key(row): row["mean"] for row in json.loads((job / "summary.json").read_text()) if row["conditions"]["draw"] == 7}
+    same = {key(row): row["mean"] for row in rows if row["conditions"]["draw"] == 7}
+    assert len(same) == 2 * 4 * 2 and drawn == {cell: pytest.approx(mean, abs=1e-5) for cell, mean in same.items()}
+
+
+def key(row) -> tuple:
+    return row["metric"], *row["conditions"].values()
+
+
+@pytest.mark.parametrize("preset", ["causal_tracing", "patching"])
+def test_corruptions_head_by_head_and_by_noise_make_reports(tmp_path, monkeypatch, preset):
+    own = {"causal_tracing": ["method.samples=2", "method.sites=[resid]", "method.metrics=[logit_difference,kl]"],
+           "patching": ["method.sites=[scan_out]", "method.heads=all", "method.corruption=resample", "method.roles=[last]"]}
+    launch(monkeypatch, f"experiment={preset}", *own[preset], "dataset.n=6", "method.resamples=100", "method.layers=[0,4]",
+           f"paths.logs={tmp_path}")
+    folder = only_run(tmp_path)
+    assert folder.parts[-3] == "patching" and (folder / "report.html").exists() and list((folder / "figures").glob("*.png"))
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_on_the_same_bytes(tmp_path):
     command = [sys.executable, str(REPO / "launch.py"), "dataset.n=40", "method.resamples=200", "method.batch=4",
