@@ -76,8 +76,10 @@ def run(cfg: DictConfig) -> Path | None:
 
 
 def _forecast(built: Built) -> None:
-    chosen = built.settings["dataset"]
-    lines = forecast(built.experiment, built.dataset, n=chosen["n"], only_correct=chosen["only_correct"],
+    chosen, dataset = built.settings["dataset"], built.dataset
+    if built.experiment.train_size:
+        dataset = data.divide(dataset, built.settings["seed"])[1]
+    lines = forecast(built.experiment, dataset, n=chosen["n"], only_correct=chosen["only_correct"],
                      seed=built.settings["seed"])
     for name, text in lines.items():
         console.print(f"{name:<16}{text}", highlight=False)

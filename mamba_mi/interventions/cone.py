@@ -91,9 +91,10 @@ def _run(lm, embedded_BLD, position, past, sets, read, tail, ledger) -> tuple[Te
     resid = embedded_BLD
     joined = 0
     for layer in range(-1, depth):
-        while joined < len(sets) and starts[joined] <= layer:
-            resid = torch.cat([resid, resid[:rows]])
-            joined += 1
+        joining = sum(joined <= number and start <= layer for number, start in enumerate(starts))
+        if joining:  # all at once: one after another would copy the batch as often as there are jobs
+            resid = torch.cat([resid] + [resid[:rows]] * joining)
+            joined += joining
         trace.active = joined
         if layer < 0:
             resid = trace(Site(-1, "embed"), resid) if joined else resid

@@ -8,7 +8,10 @@ from typing import NamedTuple
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"
 DIRECTIONS = {"denoising": "Sufficiency", "noising": "Necessity"}
-SITES = {"resid": "residual stream", "out": "mixer output", "scan_out": "scan output"}
+SITES = {"embed": "embedding", "resid": "residual stream", "normed": "normed input", "in_proj": "input projection", "gate": "gate",
+         "conv": "conv output", "dt": "Δ (dt)", "B": "B", "C": "C", "write": "state write", "state": "state",
+         "scan_out": "scan output", "gated": "gated output", "out": "mixer output", "resid_out": "residual stream after",
+         "final_norm": "final norm"}
 ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subject",
          "subject_last": "last subject token", "relation": "relation",
          "between": "between", "last": "last token"}

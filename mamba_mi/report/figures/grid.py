@@ -28,12 +28,13 @@ class Grid:
     layers: dict[str, tuple[int, ...]]
     cells: dict[tuple[str, str, str, int], dict]
 
-    def row(self, direction: str, site: str, role: str, layer: int) -> dict:
-        return self.cells[direction, site, role, layer]
+    def row(self, direction: str, site: str, role: str, layer: int) -> dict | None:
+        """A cell's row; None where there can be none: the final norm is read at the last token alone."""
+        return self.cells.get((direction, site, role, layer))
 
     def numbers_RY(self, direction: str, site: str, key: str) -> np.ndarray:
         """One number of every cell of a panel, NaN where the summary has none."""
-        return np.array([[self.row(direction, site, role, layer).get(key) for layer in self.layers[site]]
+        return np.array([[self.cells.get((direction, site, role, layer), {}).get(key) for layer in self.layers[site]]
                          for role in self.roles], dtype=float)
 
     @property
@@ -53,7 +54,7 @@ def read_grid(tables: RunTables) -> Grid:
     layers = {site: tuple(sorted({key[3] for key in cells if key[1] == site})) for site in sites}
     order = in_order(directions, DIRECTIONS), in_order(sites, SITES), in_order(roles, ROLE_ORDER)
     wanted = [(direction, site, role, layer) for direction in order[0] for site in order[1]
-              for role in order[2] for layer in layers[site]]
+              for role in order[2] for layer in layers[site] if site != "final_norm" or role == "last"]
     missing = [key for key in wanted if key not in cells]
     if missing:
         raise UserError(f"summary.json lacks {len(missing)} of the {len(wanted)} cells of the patching map, "

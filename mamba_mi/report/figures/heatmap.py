@@ -32,6 +32,8 @@ def heatmap(axes: Axes, grid: Grid, direction: str, site: str, limit: float, int
         return
     for (r, y), mean in np.ndenumerate(mean_RY):
         row = grid.row(direction, site, grid.roles[r], grid.layers[site][y])
+        if row is None:
+            continue
         ink = style.ink_on(colours(norm(mean))) if np.isfinite(mean) else style.INK
         _cell_text(axes, row, y + 0.5, r + 0.5, ink, interval_points)
 
