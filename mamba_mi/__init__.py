@@ -14,6 +14,7 @@ _HOMES = {
     "Ablate": "mamba_mi.interventions", "Project": "mamba_mi.interventions", "SwapSubspace": "mamba_mi.interventions",
     "evaluate": "mamba_mi.interventions",
     "Prompt": "mamba_mi.data", "Pair": "mamba_mi.data", "Batch": "mamba_mi.data",
+    "attention": "mamba_mi.measure.attention",
     "Experiment": "mamba_mi.experiments",
     "UserError": "mamba_mi.config",
 }
