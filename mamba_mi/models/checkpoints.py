@@ -49,10 +49,15 @@ def parse_config(raw: Mapping, where: str = "config") -> tuple[ModuleType, objec
 
 
 def _layout(raw, where):
-    if isinstance(raw, Mapping) and {"d_model", "n_layer", "vocab_size"} <= set(raw):
+    keys = set(raw) if isinstance(raw, Mapping) else set()
+    kind = raw["model_type"] if "model_type" in keys else None
+    known = isinstance(kind, str) and kind in hugging_face.MODULES
+    # first, because converted checkpoints keep d_model, n_layer and ssm_cfg beside transformers' keys
+    if known and "hidden_size" in keys:
+        return hugging_face
+    if {"d_model", "n_layer", "vocab_size"} <= keys:
         return state_spaces
-    kind = raw.get("model_type") if isinstance(raw, Mapping) else None
-    if isinstance(kind, str) and kind in hugging_face.MODULES:
+    if known:
         return hugging_face
     said = "no d_model" if kind is None else f"model_type={kind!r}"
     raise UserError(f"{where}: the config of no model built here ({said}); it needs d_model, n_layer, vocab_size and "

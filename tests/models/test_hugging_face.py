@@ -185,6 +185,19 @@ def test_a_config_that_is_not_built_or_none_is_refused_by_key_and_value(folder, 
     refused(folder, "config.json", {"head_dim": "num_heads", "n_groups": "groups"}.get(key, key))
 
 
+@pytest.mark.parametrize("written", [[0.0, float("inf")], [0.0, "Infinity"], [0, {"__float__": "Infinity"}]], ids=str)
+def test_a_limit_without_end_is_read_however_it_is_written(folder, written):
+    reconfigure(folder, time_step_limit=written)
+    assert load(folder, cached=False).config.dt_limit == (0.0, float("inf"))
+
+
+def test_a_converted_checkpoint_that_kept_the_first_layouts_keys_is_still_hugging_faces(folder):
+    plain = load(folder, cached=False)
+    reconfigure(folder, d_model=32, n_layer=2, ssm_cfg={"layer": "Mamba2"}, pad_vocab_size_multiple=8, rms_norm=True,
+                fused_add_norm=True, norm_before_gate=True)  # which transformers never reads
+    assert torch.equal(load(folder, cached=False)(torch.arange(5)[None])[0], plain(torch.arange(5)[None])[0])
+
+
 def test_what_a_config_leaves_out_is_what_transformers_takes_it_for(tmp_path):
     for kind, config in (("mamba", MambaConfig()), ("mamba2", Mamba2Config())):
         (tmp_path / kind).mkdir()
