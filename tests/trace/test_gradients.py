@@ -73,6 +73,17 @@ def test_positions_after_the_one_read_have_a_gradient_of_zero(variant):
         assert not gradient[:, 3:].any() and gradient[:, :3].any(), site
 
 
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_a_later_pass_the_loss_does_not_read_has_a_gradient_of_zero(variant):
+    lm, tokens_BL = small(variant), tokens(1, LENGTH)
+    with Trace(keep=lm.sites, grad=True) as trace:
+        logits_BLV, past = lm(tokens_BL[:, :4], trace=trace)
+        lm(tokens_BL[:, 4:], trace=trace, past=past)
+    logits_BLV[0, -1, 5].backward()
+    for site, gradient in trace.grads.items():
+        assert gradient.shape[1] == LENGTH and not gradient[:, 4:].any() and gradient[:, :4].any(), site
+
+
 def test_a_site_the_loss_does_not_depend_on_raises_and_a_replaced_one_has_the_replacements_gradient():
     lm, site = small("mamba2"), Site(1, "out")
     put = Edit(site, "all", Replace(torch.ones(32, dtype=torch.float64)))
