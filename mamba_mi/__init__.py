@@ -15,6 +15,7 @@ _HOMES = {
     "Part": "mamba_mi.interventions",
     "evaluate": "mamba_mi.interventions",
     "Prompt": "mamba_mi.data", "Pair": "mamba_mi.data", "Batch": "mamba_mi.data",
+    "attention": "mamba_mi.measure.attention",
     "Experiment": "mamba_mi.experiments",
     "UserError": "mamba_mi.config",
 }

@@ -1,6 +1,7 @@
 """Seeing and touching a forward pass: sites, and the trace that keeps and edits what passes through them.
 
-Every quantity of a model goes through `trace(Site(layer, "dt"), x)`. Positions are absolute: they count from
+Every quantity of a model goes through `trace(Site(layer, "dt"), x)`; a site may also be named as MambaLens and
+TransformerLens name it (`"blocks.3.hook_resid_pre"`, see `hook_names`). Positions are absolute: they count from
 the prompt's first token, so an edit means the same token in a whole pass, in a pass restarted from a prefix,
 and in generation. The position axis of every value is 1.
 """
@@ -13,6 +14,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mamba_mi.config import UserError
+from mamba_mi.hook_names import Place, place_of, site_name
+
+__all__ = ["BLIND", "Intervention", "NeverReached", "Site", "Trace", "site_name"]
+
 
 class Site(NamedTuple):
     """A named place in the forward pass: `Site(12, "dt")`. Layer -1 is outside the blocks (embed, final_norm)."""
@@ -22,6 +28,54 @@ class Site(NamedTuple):
 
     def __str__(self):
         return f"{self.layer}.{self.name}"
+
+    @classmethod
+    def of(cls, asked: Site | tuple[int, str] | str) -> Site:
+        """A site however it is named: `Site(3, "resid")`, `"3.resid"`, `"blocks.3.hook_resid_pre"`.
+
+        `"blocks.3.hook_h.7"` is the state at layer 3; the position is kept beside it for who reads or edits there.
+        """
+        if not isinstance(asked, str):
+            layer, name = asked
+            place, asked = Place(layer, site_name(name)), asked if isinstance(asked, Site) else cls(layer, name)
+            if place.name == name:
+                return asked
+        else:
+            place = place_of(asked)
+        if place.layer is None:
+            raise UserError(f"{asked}: at which layer? Write Site(3, {place.name!r}) or \"3.{place.name}\"")
+        site = _Asked(place.layer, place.name)
+        site.asked, site.position = str(asked), place.position
+        return site
+
+
+class _Asked(Site):
+    """A site and the name it was asked for by, so that an error can say it."""
+
+    position = None
+
+    def __str__(self):
+        own = super().__str__()
+        return own if self.asked == own else f"{own} ({self.asked})"
+
+
+class Values(dict):
+    """Tensors by site, found under any name the site has; a name with a position gives that position alone."""
+
+    def __init__(self, values, start: int):
+        super().__init__(values)
+        self.start = start
+
+    def __missing__(self, asked):
+        site = Site.of(asked)
+        if not dict.__contains__(self, site):
+            raise KeyError(f"{site} was not kept; kept are {', '.join(map(str, self)) or 'none'}")
+        x, position = self[Site(*site)], getattr(site, "position", None)
+        if position is None:
+            return x
+        if not 0 <= position - self.start < x.shape[1]:
+            raise KeyError(f"{site}: positions {self.start}-{self.start + x.shape[1] - 1} were met")
+        return x[:, [position - self.start]]
 
 
 class NeverReached(LookupError):
@@ -47,14 +101,14 @@ class Trace:
     """One prompt's passage through a model, seen from inside: `.values[site]` for the sites kept, edits applied.
 
     Serves one pass, or several that go on where the last one stopped (generation). Kept values are cut from the
-    graph unless `grad`. Use it as a context: leaving raises NeverReached for a site or a position never met.
+    graph unless `grad`: then after `loss.backward()` the gradient at each is in `.grads`. Use it as a context: leaving raises NeverReached for a site or a position never met.
     """
 
-    def __init__(self, keep: Iterable[Site] = (), interventions: Iterable[Intervention] = (), grad: bool = False):
-        self.keep = frozenset(Site(*site) for site in keep)
+    def __init__(self, keep: Iterable[Site | str] = (), interventions: Iterable[Intervention] = (), grad: bool = False):
+        self.keep = frozenset(Site.of(site) for site in ([keep] if isinstance(keep, str | Site) else keep))
         self.interventions, self.grad = tuple(interventions), grad
         self.counts: Counter[Site] = Counter()
-        self.offset, self._end = 0, None
+        self.offset, self._start, self._end = 0, 0, None
         self._pieces: dict[Site, list[Tensor]] = defaultdict(list)
         self._touched: dict[tuple[int, Site], set[int]] = defaultdict(set)
         self._at: dict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
@@ -63,16 +117,24 @@ class Trace:
                 self._at[site].append((number, intervention))
 
     @property
-    def values(self) -> dict[Site, Tensor]:
+    def values(self) -> Values:
         """What was kept: one tensor a site, positions of later passes joined on axis 1."""
-        return {site: p[0] if len(p) == 1 else torch.cat(p, dim=1) for site, p in self._pieces.items()}
+        return self._joined(lambda x: x)
 
     @property
-    def grads(self) -> dict[Site, Tensor]:
-        """Gradients at the sites kept, after `backward` (grad=True); a site the loss does not depend on raises."""
-        if cut := [str(site) for site, pieces in self._pieces.items() if any(p.grad is None for p in pieces)]:
+    def grads(self) -> Values:
+        """Gradients at the sites kept, after `backward` (grad=True); a site the loss does not depend on raises.
+
+        Zero at the positions the loss does not depend on. At an edited site it is that of the value the model went on
+        with.
+        """
+        if cut := [str(site) for site, pieces in self._pieces.items() if all(p.grad is None for p in pieces)]:
             raise NeverReached(f"no gradient at {', '.join(cut)}: call backward first, with Trace(grad=True)")
-        return {site: torch.cat([p.grad for p in pieces], dim=1) for site, pieces in self._pieces.items()}
+        return self._joined(lambda x: torch.zeros_like(x) if x.grad is None else x.grad)
+
+    def _joined(self, part) -> Values:
+        pieces = ((site, [part(x) for x in several]) for site, several in self._pieces.items())
+        return Values({site: p[0] if len(p) == 1 else torch.cat(p, dim=1) for site, p in pieces}, self._start)
 
     def wants(self, site: Site) -> bool:
         """Whether anybody watches this site: costly values (write, state) are made only then."""
@@ -83,6 +145,10 @@ class Trace:
         if self._end is not None and offset != self._end:
             raise ValueError(f"this Trace already saw positions up to {self._end - 1}, and the new pass starts at "
                              f"{offset}: make a new Trace for every prompt")
+        if self.grad and not torch.is_grad_enabled():
+            raise UserError("Trace(grad=True) inside torch.no_grad() or a call that is (generate, evaluate): no gradient "
+                            "is made there")
+        self._start = offset if self._end is None else self._start
         self.offset, self._end = offset, offset + length
 
     def join(self, offset: int, length: int) -> None:

@@ -14,14 +14,17 @@ ALL = "all"
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """`op` at `site`, at `positions`: one, several, or "all". Negative positions count from the end of the pass."""
+    """`op` at `site`, at `positions`: one, several, or "all". Negative positions count from the end of the pass.
 
-    site: Site
+    The site may be named as other libraries do (`Site.of`); a name that has a position goes with that one alone.
+    """
+
+    site: Site | str
     positions: int | tuple[int, ...] | str
     op: Op
 
     def __post_init__(self):
-        object.__setattr__(self, "site", Site(*self.site))
+        object.__setattr__(self, "site", Site.of(self.site))
         if self.positions != ALL:
             if isinstance(self.positions, str):
                 raise UserError(f"positions={self.positions!r}: give a position, several, or \"all\"")
@@ -29,6 +32,9 @@ class Edit:
             object.__setattr__(self, "positions", tuple(int(p) for p in several))
             if not self.positions or len(set(self.positions)) < len(self.positions):
                 raise UserError(f"positions={self.positions}: at least one, and each once")
+        named = getattr(self.site, "position", None)
+        if named is not None and self.positions != (named,):
+            raise UserError(f"{self.site.asked}: names position {named}, and positions={self.positions} was given")
 
     @property
     def sites(self) -> tuple[Site, ...]:

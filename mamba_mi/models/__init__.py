@@ -1,4 +1,4 @@
-"""Models by name, folder or hub id: `lm = load("tiny")`, `load("path/to/folder")`, `load("state-spaces/mamba2-1.3b")`.
+"""Models by name, folder or hub id: `lm = load("tiny")`, `load("path/to/folder")`, `load("state-spaces/mamba-130m-hf")`.
 
 `load` keeps the last model, so the jobs of a sweep in one process share it; the old one is freed first.
 """
@@ -11,7 +11,7 @@ import torch
 
 from mamba_mi import backends
 from mamba_mi.config import UserError, did_you_mean, stream
-from mamba_mi.models import checkpoints
+from mamba_mi.models import checkpoints, hub
 from mamba_mi.models.checkpoints import save
 from mamba_mi.models.lm import LM, Past
 from mamba_mi.models.tokenizer import load_tokenizer
@@ -37,8 +37,8 @@ def load(name_or_path: str | Path, *, backend: str = "auto", device: str = "auto
     device, dtype = device_of(device), dtype_of(dtype)
     folder = _folder(str(name_or_path))
     weights = checkpoints.weights_file(folder)
-    key = (*_stamp(weights), *_stamp(folder / "config.json"), *_stamp(folder / "tokenizer.json"), backend, device, dtype,
-           str(tokenizer), *_stamp(Path(str(tokenizer))))
+    files = (*checkpoints.parts(weights), folder / "config.json", folder / "tokenizer.json", Path(str(tokenizer)))
+    key = (*map(_stamp, files), backend, device, dtype, str(tokenizer))
     if cached and key in _last:
         return _last[key]
     if cached:
@@ -57,11 +57,11 @@ def _stamp(path: Path) -> tuple:
 
 
 def _read(folder, weights, backend, device, dtype, tokenizer, name) -> LM:
-    module, config = checkpoints.read_config(folder)
+    module, config, embedding = checkpoints.read_config(folder)
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
     lm = _empty(module, config, backend, device, name, load_tokenizer(source) if source else None)
-    checkpoints.fill(lm, checkpoints.read_weights(weights), weights, dtype, device)
+    checkpoints.fill(lm, checkpoints.read_weights(weights), weights, dtype, device, embedding)
     lm.source, lm.fingerprint = str(folder), checkpoints.fingerprint(weights)
     return lm.eval().requires_grad_(False)
 
@@ -87,7 +87,7 @@ def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device:
           dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, embedding_std: float = 0.15) -> LM:
     """An untrained model with the sizes and the tokenizer of a named one; its weights are not read."""
     folder = _folder(str(name_or_path))
-    _, config = checkpoints.read_config(folder)
+    config = checkpoints.read_config(folder).config
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
     lm = fresh(checkpoints.published_config(config), generator=stream(seed, "initialise"), backend=backend, device=device,
@@ -110,21 +110,12 @@ def _folder(asked: str) -> Path:
         return path
     if path.exists():
         raise UserError(f"{asked}: a checkpoint is a folder with config.json and weights, not a file")
-    hub = HUB.get(asked, asked)
-    if hub.count("/") != 1 or hub.startswith((".", "/", "~")):
+    repo = HUB.get(asked, asked)
+    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
         known = (*EMBEDDED, *HUB)
-        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)}{did_you_mean(asked, known)}")
-    return _download(hub)
-
-
-def _download(hub: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub, allow_patterns=["config.json", *checkpoints.WEIGHTS, "tokenizer.json"]))
-    except Exception as e:  # the hub's errors share no base class with the network's
-        raise UserError(f"{hub}: not to be had from the hub ({type(e).__name__}); download it where there is a network "
-                        f"(`hf download {hub} --local-dir DIR`) and give model.path=DIR") from None
+        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)}{did_you_mean(asked, known)}, "
+                        "and hub ids (org/name)")
+    return hub.download(repo)
 
 
 def device_of(asked: str) -> str:

@@ -32,13 +32,15 @@ def _from_file(path: Path):
 
 
 def _from_hub(name: str):
+    from huggingface_hub import constants
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     except (OSError, ValueError) as e:
-        raise UserError(f"model.tokenizer={name}: neither a local file nor to be had from the hub ({type(e).__name__}); "
-                        f"offline, give model.tokenizer=FILE, the tokenizer.json of {name}") from None
+        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(e).__name__
+        raise UserError(f"model.tokenizer={name}: neither a local file nor to be had from the hub ({cause}); `hf download "
+                        f"{name} tokenizer.json --local-dir DIR` where there is a network, then model.tokenizer=DIR") from None
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     return tokenizer
 

@@ -4,9 +4,9 @@ import pytest
 from mamba_mi import UserError, backends
 
 
-def test_both_plain_backends_are_found_and_every_one_found_keeps_the_contract():
-    assert {"reference", "chunked"} <= set(backends.names())
-    for name in ("reference", "chunked"):
+def test_the_plain_backends_are_found_and_every_one_found_keeps_the_contract():
+    assert {"reference", "chunked", "attention"} <= set(backends.names())
+    for name in ("reference", "chunked", "attention"):
         assert not backends.get(name).missing()
         assert backends.choose(name, "cpu")[:2] == (name, name)
 

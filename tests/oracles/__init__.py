@@ -1,7 +1,8 @@
 """What the models and backends are held against: written from the published equations alone."""
+from .attention import mixing_matrix
 from .checkpoints import CONFIGS, MAMBA1, MAMBA2, random_checkpoint, shapes, with_ssm
 from .compare import deviation
 from .recurrence import Inner, causal_conv, inner, mamba1, mamba2, scan
 
 __all__ = ["CONFIGS", "MAMBA1", "MAMBA2", "Inner", "causal_conv", "deviation", "inner", "mamba1", "mamba2",
-           "random_checkpoint", "scan", "shapes", "with_ssm"]
+           "mixing_matrix", "random_checkpoint", "scan", "shapes", "with_ssm"]

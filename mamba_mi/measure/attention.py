@@ -1,0 +1,74 @@
+"""The attention map hidden in a layer: how much the token at s counts in what the scan gives at t.
+
+The scan is linear in v: y_t = Σ_s M[t, s] v_s, M[t, s] = Σ_n C_t[n] exp(A[n] Σ_{s+1..t} dt) dt_s B_s[n] (Ali et al. 2024,
+Dao & Gu 2024). The conv before it, D, the gate and the norm are not in it.
+Shape legend: B batch, L length, T query rows, S source positions, H heads (or channels).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mamba_mi.backends.attention import blocks, mixing, picked
+from mamba_mi.config import UserError
+from mamba_mi.data import Prompt
+from mamba_mi.trace import Site, Trace
+
+OVER_CHANNELS = ("mean", "norm")
+
+
+@torch.no_grad()
+def attention(lm, prompt: str | Prompt | Tensor, layer: int, rows: Sequence[int] | None = None,
+              heads: Sequence[int] | None = None, *, channels: Sequence[int] | None = None,
+              over_channels: str = "mean", interventions=()) -> Tensor:
+    """M_BHTS of one layer for a text, a Prompt or tokens_BL; `rows` are the query positions, all by default.
+
+    Mamba-2 has a map a head. Mamba-1 has one a channel: without `channels` they are taken together, H = 1, by their
+    signed mean or by their root mean square ("norm"), a few at a time. Only the layers up to this one are run.
+    """
+    tokens_BL = _tokens(lm, prompt)
+    layer = int(picked([layer], lm.config.n_layer, "layer"))
+    _check(lm, heads, channels, over_channels)
+    sites = [Site(layer, name) for name in ("dt", "B", "C")]
+    with Trace(keep=sites, interventions=interventions) as trace:
+        lm.through(lm.embed(tokens_BL, trace), trace=trace, last=layer + 1, keep=False)
+    dt_BLH, B_BLGN, C_BLGN = (trace.values[site] for site in sites)
+    A_HN = -lm.layers[layer].A_log.exp().reshape(dt_BLH.shape[2], -1)
+    args = (dt_BLH, A_HN, B_BLGN, C_BLGN)
+    if lm.config.variant == "mamba2":
+        return mixing(*args, rows=rows, heads=heads)
+    if channels is not None:
+        return mixing(*args, rows=rows, heads=picked(channels, lm.config.d_inner, "channels").tolist())
+    return _together(args, rows, over_channels)
+
+
+def _together(args, rows, how) -> Tensor:
+    """Every channel's M in one, B1TS: their mean, or the root of the mean of their squares."""
+    rows_, length, channels = args[0].shape
+    total = 0
+    for at in blocks(range(channels), rows_ * length * length):
+        M_BHTS = mixing(*args, rows=rows, heads=at)
+        total = total + (M_BHTS if how == "mean" else M_BHTS.square()).sum(dim=1, keepdim=True)
+    return total / channels if how == "mean" else (total / channels).sqrt()
+
+
+def _tokens(lm, prompt) -> Tensor:
+    if isinstance(prompt, Tensor):
+        return prompt
+    if isinstance(prompt, Prompt):
+        return torch.tensor([prompt.token_ids])
+    if lm.tokenizer is None:
+        raise UserError(f"{lm.name} has no tokenizer: give tokens_BL, or load it with tokenizer=FILE")
+    return torch.tensor([lm.tokenizer(prompt, add_special_tokens=False).input_ids])
+
+
+def _check(lm, heads, channels, over_channels) -> None:
+    if lm.config.variant == "mamba2" and channels is not None:
+        raise UserError(f"channels={list(channels)}: the channels of a head share their map in {lm.name}, a Mamba-2; "
+                        "give heads=")
+    if lm.config.variant != "mamba2" and heads is not None:
+        raise UserError(f"heads={list(heads)}: {lm.name} has no heads but {lm.config.d_inner} channels; give channels=")
+    if over_channels not in OVER_CHANNELS:
+        raise UserError(f"over_channels={over_channels}: there are {', '.join(OVER_CHANNELS)}")

@@ -1,0 +1,69 @@
+"""The Hugging Face layout's config.json: `model_type` mamba or mamba2, under transformers' names and defaults.
+
+`vocab_size` counts the embedding's rows, padding included. What transformers reads to initialise, to train or to run
+faster (`time_step_min`, `initializer_range`, `chunk_size`, `use_cache` …) decides nothing here.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from mamba_mi.config import UserError
+from mamba_mi.models import mamba1, mamba2
+from mamba_mi.models.state_spaces import check_heads, check_sizes
+
+EMBEDDING = "embeddings"  # backbone.embeddings.weight
+OURS = {"state_size": "d_state", "conv_kernel": "d_conv", "expand": "expand", "time_step_rank": "dt_rank",
+        "head_dim": "headdim", "n_groups": "ngroups", "time_step_limit": "dt_limit"}
+# what a config that leaves them out means to transformers; Mamba-2's are Codestral's sizes
+DEFAULTS = {
+    "mamba": {"hidden_size": 768, "num_hidden_layers": 32, "vocab_size": 50280, "state_size": 16, "conv_kernel": 4,
+              "expand": 2, "time_step_rank": "auto"},
+    "mamba2": {"hidden_size": 4096, "num_hidden_layers": 64, "vocab_size": 32768, "state_size": 128, "conv_kernel": 4,
+               "expand": 2, "num_heads": 128, "head_dim": 64, "n_groups": 8,
+               "time_step_limit": (0.0, float("inf"))},
+}
+TIED = {"mamba": True, "mamba2": False}
+MODULES = {"mamba": mamba1, "mamba2": mamba2}
+# the values that are built; residual_in_fp32=false only lowers the precision of a stream that is float32 here
+BUILT = {"use_bias": (False,), "use_conv_bias": (True,), "hidden_act": ("silu", "swish"), "rms_norm": (True,),
+         "residual_in_fp32": (True, False), "quantization_config": (None,)}
+
+
+def parse(raw: Mapping, where: str) -> tuple[ModuleType, object]:
+    """The variant's module and its Config; what is not built raises."""
+    kind = raw["model_type"]
+    for key, built in BUILT.items():
+        if key in raw and raw[key] not in built:
+            raise UserError(f"{where}: {key}={raw[key]!r} is not built, only {' or '.join(map(repr, built))}")
+    sizes = {key: raw.get(key, default) for key, default in DEFAULTS[kind].items()}
+    if "time_step_limit" in sizes:
+        sizes["time_step_limit"] = _numbers(sizes["time_step_limit"])
+    check_sizes(sizes, where)
+    tied, eps = raw.get("tie_word_embeddings", TIED[kind]), raw.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(tied, bool):
+        raise UserError(f"{where}: tie_word_embeddings={tied!r} is neither true nor false")
+    if type(eps) not in (int, float) or not 0 < eps < 1:
+        raise UserError(f"{where}: layer_norm_epsilon={eps!r} is not a small positive number")
+    _check_widths(raw, sizes, where)
+    common = {"d_model": sizes["hidden_size"], "n_layer": sizes["num_hidden_layers"], "vocab_size": sizes["vocab_size"],
+              "padded_vocab": sizes["vocab_size"], "tie_embeddings": tied, "eps": float(eps)}
+    config = MODULES[kind].Config.of(common, {OURS[key]: sizes[key] for key in sizes if key in OURS})
+    check_heads(config, where)
+    return MODULES[kind], config
+
+
+def _check_widths(raw, sizes, where):
+    inner = sizes["expand"] * sizes["hidden_size"]
+    if raw.get("intermediate_size", inner) != inner:
+        raise UserError(f"{where}: intermediate_size={raw['intermediate_size']!r} is not expand * hidden_size = {inner}")
+    if "num_heads" in sizes and sizes["num_heads"] * sizes["head_dim"] != inner:
+        raise UserError(f"{where}: num_heads={sizes['num_heads']} of head_dim={sizes['head_dim']} do not make "
+                        f"expand * hidden_size = {inner}")
+
+
+def _numbers(limit):
+    """transformers 5 writes infinity, which is no JSON, as {"__float__": "Infinity"}."""
+    if not isinstance(limit, list):
+        return limit
+    return [x["__float__"] if isinstance(x, Mapping) and "__float__" in x else x for x in limit]
