@@ -142,10 +142,10 @@ def _carry_out(built: Built, store: Store) -> None:
             manifest.record(**measured)
             html, figures = write_report(store.folder, experiment, _fates(selection))
             store.write_text("report.html", html)
-            logbook.summary(summary, experiment.headline(summary),
-                            {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection)})
             for figure in figures:
                 logbook.figure(figure)
+            logbook.summary(summary, experiment.headline(summary),
+                            {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection)})
         manifest.record(logbook=logbook.facts)  # again, for it may have met with trouble
     store.tidy()
 

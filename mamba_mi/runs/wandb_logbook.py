@@ -5,6 +5,7 @@ Whatever fails here, be it the server, wandb or the disk, is said once, and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,10 +112,9 @@ class WandbLogbook:
         self.facts["trouble"] = f"{what}: {_line(error)}"
         kept = f"; what it has: wandb sync {self.facts['path']}" if run else ""
         self._say(f"W&B failed at {what} ({_line(error)}); the run goes on without it{kept}")
-        try:
+        with suppress(Exception):
             run and run.finish(exit_code=1)
-        except Exception:
-            shut_down()
+        shut_down()  # it may be what failed
 
     def _log(self, run, values: Mapping[str, float], step: int) -> None:
         topic = next(iter(values)).partition("/")[0]
@@ -125,11 +125,14 @@ class WandbLogbook:
         run.log({**values, f"{topic}/step": step})
 
     def _summarise(self, run, rows, headline, measured: Mapping) -> None:
-        columns, data = names.table_of(rows)
-        run.log({"summary": library().Table(columns=columns, data=data)})
         counts = {"rows/summary": len(rows), "rows/headline": len(headline),
                   "rows/headline_logged": min(len(headline), names.MOST)}
         run.summary.update({**names.headline_keys(headline), **dict(names.flat(measured, "run")), **counts})
+        columns, data = names.table_of(rows)
+        Table = library().Table  # last, for online it needs most of the server
+        for number, start in enumerate(range(0, len(data), Table.MAX_ROWS), start=1):  # it cuts off the rest in silence
+            piece = data[start:start + Table.MAX_ROWS]
+            run.log({"summary" if number == 1 else f"summary_{number}": Table(columns=columns, data=piece)})
 
     def _save_files(self, run) -> None:
         folder = self._card.folder.absolute()

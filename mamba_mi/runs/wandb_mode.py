@@ -6,6 +6,7 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import NamedTuple
 
 from ..config import UserError, did_you_mean
@@ -32,10 +33,8 @@ def library():
 
 def shut_down() -> None:
     """End wandb's own process, whatever state it is in; the next run starts another."""
-    try:
+    with suppress(Exception, SystemExit):  # it exits with the code of its process
         library().teardown()
-    except (Exception, SystemExit):  # it exits with its process's code
-        pass
 
 
 def check_mode(asked: str) -> None:
