@@ -36,7 +36,10 @@ class WandbLogbook:
         self._knobs, self._card, self._say = _typed(knobs), card, say
         self._run, self._axes = None, set()
         self.facts = {"name": "wandb"}
-        self._open(choose(self._knobs.mode))
+        try:
+            self._open(choose(self._knobs.mode))
+        except Exception as e:  # wandb cannot even be loaded, or read its settings
+            self._give_up("the start", e)
 
     @staticmethod
     def check(knobs: Mapping) -> None:

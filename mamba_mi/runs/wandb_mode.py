@@ -41,8 +41,8 @@ def check_mode(asked: str) -> None:
     """A UserError for a mode that does not exist, or one that needs a key where there is none."""
     if asked not in MODES:
         raise UserError(f"logger.mode={asked}: there are {', '.join(MODES)}{did_you_mean(asked, MODES)}")
-    if asked == "online" and not has_key():
-        raise UserError(f"logger.mode=online: there is no key for {server()}; run `wandb login`, or set WANDB_API_KEY, "
+    if asked == "online" and (trouble := without_key()):
+        raise UserError(f"logger.mode=online: {trouble}; run `wandb login`, or set WANDB_API_KEY, "
                         "or take logger.mode=offline and sync later")
 
 
@@ -53,20 +53,20 @@ def choose(asked: str) -> Chosen:
     wished = os.environ.get("WANDB_MODE", "").lower()
     if wished in ("offline", "disabled"):
         return Chosen(wished, "WANDB_MODE says so")
-    if not has_key():
-        return Chosen("offline", f"there is no key for {server()}")
+    if trouble := without_key():
+        return Chosen("offline", trouble)
     if trouble := unreachable(server()):
         return Chosen("offline", f"{server()} cannot be reached: {trouble}")
     return Chosen("online", "there is a key, and the server answers")
 
 
-def has_key() -> bool:
-    """Whether wandb finds a key, in the environment, its settings or .netrc. It is not shown to the server."""
+def without_key() -> str:
+    """Why there is no key to show to the server; empty when wandb finds one, wherever it keeps keys."""
     wandb = library()
     try:
-        return wandb.login(prompt=False, verify=False)
+        return "" if wandb.login(prompt=False, verify=False) else f"there is no key for {server()}"
     except wandb.errors.AuthenticationError as e:
-        raise UserError(f"W&B: {e}; correct it, or take logger.mode=offline") from None
+        return str(e).rstrip(".")
 
 
 def server() -> str:

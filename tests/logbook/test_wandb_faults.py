@@ -160,8 +160,9 @@ def test_what_cannot_be_met_is_refused_beforehand(knobs, line):
         check_logbook({"name": "wandb", **knobs})
 
 
-def test_a_key_that_is_none_is_refused_beforehand(monkeypatch):
+def test_a_key_that_is_none_counts_as_none(tmp_path, said, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert "WANDB_API_KEY invalid" in keep(tmp_path, said)["why"] and in_wandbs_folder(tmp_path, said)
     with pytest.raises(UserError, match="WANDB_API_KEY invalid"):
         check_logbook({"name": "wandb", "mode": "online"})
 
@@ -174,6 +175,11 @@ def test_a_wandb_that_cannot_start_is_said_once(tmp_path, said, monkeypatch):
     facts = keep(tmp_path, said, mode="offline")
     assert said == ["W&B failed at the start (RuntimeError: the service did not start); the run goes on without it"]
     assert facts["trouble"] == "the start: RuntimeError: the service did not start"
+
+
+def test_a_wandb_that_cannot_be_loaded_is_said_once(tmp_path, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert keep(tmp_path, said)["trouble"].startswith("the start: ModuleNotFoundError") and len(said) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, said):
