@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, so before torch
@@ -28,7 +28,7 @@ from mamba_mi.report import console as tables
 from mamba_mi.report.run import write_report
 from mamba_mi.runs import identity, provenance
 from mamba_mi.runs.forecast import forecast
-from mamba_mi.runs.logbook import Card, open_logbook
+from mamba_mi.runs.logbook import Card, check_logbook, open_logbook
 from mamba_mi.runs.manifest import demand_same, open_manifest, read_manifest
 from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
@@ -69,6 +69,8 @@ def run(cfg: DictConfig) -> Path | None:
         if (read_manifest(folder) or {}).get("status") == "done":
             demand_same(folder, read_manifest(folder), built.conditions() | {"versions": provenance.versions()})
             console.print(f"already done, nothing was run again (force=true would): {folder}")
+            if settings["logger"]["name"] != "none":
+                console.print(f"nothing was logged with logger={settings['logger']['name']} either; force=true would")
         else:
             _carry_out(built, store)
         _show(built.experiment, folder)
@@ -88,6 +90,7 @@ def _forecast(built: Built) -> None:
 
 def build(settings: Mapping) -> Built:
     """The parts of a run; every mistake in the configuration is found here, before anything is written."""
+    check_logbook(settings["logger"])
     kind = experiments.get(settings["method"]["name"])
     knobs = experiments.knobs_of(kind, settings["method"])
     _prepare(settings["threads"])
@@ -121,11 +124,11 @@ def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
 
 def _carry_out(built: Built, store: Store) -> None:
     settings, experiment = built.settings, built.experiment
-    logbook = open_logbook(settings["logger"], _card(settings, store.folder))
-    status = "failed"
-    try:
-        with open_manifest(store, run_id=identity.run_id(settings), seed=settings["seed"],
-                           **built.conditions()) as manifest:
+    with open_manifest(store, run_id=identity.run_id(settings), seed=settings["seed"],
+                       **built.conditions()) as manifest:
+        with open_logbook(settings["logger"], _card(settings, store.folder), _say) as logbook:
+            experiment.setting = replace(experiment.setting, log=logbook.log)
+            manifest.record(logbook=logbook.facts)
             store.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
             logbook.config(settings)
             train, selection = _select(built)
@@ -134,20 +137,20 @@ def _carry_out(built: Built, store: Store) -> None:
             experiment.fit(train.items, store.scratch)
             _step_through(experiment, selection, store)
             summary = _summarise(built, store, selection)
-            manifest.record(hook_counts=dict(experiment.setting.ledger.edits),
+            measured = dict(hook_counts=dict(experiment.setting.ledger.edits),
                             token_layers=experiment.setting.ledger.token_layers,
                             bit_reproducible=experiment.setting.ledger.halvings == 0 and built.lm.device.type == "cpu",
                             memory_halvings=experiment.setting.ledger.halvings,
                             **_deviation(built, prompts))
-            logbook.summary(summary)
+            manifest.record(**measured)
             if not experiment.summary_only:
                 html, figures = write_report(store.folder, experiment, _fates(selection))
                 store.write_text("report.html", html)
                 for figure in figures:
                     logbook.figure(figure)
-        status = "done"
-    finally:
-        logbook.close(status)
+            logbook.summary(summary, experiment.headline(summary),
+                            {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection)})
+        manifest.record(logbook=logbook.facts)  # again, for it may have met with trouble
     store.tidy()
 
 
@@ -160,9 +163,13 @@ def sweep_folder() -> Path | None:
 
 def _card(settings: Mapping, folder: Path) -> Card:
     sweep = sweep_folder()
-    tags = [settings[group]["name"] for group in ("model", "dataset", "method")]
-    return Card(identity.run_id(settings), settings["method"]["name"], folder,
-                group=sweep and f"{sweep.parent.name}/{sweep.name}", tags=tuple(tags))
+    model, dataset, method = (settings[group]["name"] for group in ("model", "dataset", "method"))
+    return Card(identity.run_id(settings), method, folder, group=sweep and f"{sweep.parent.name}/{sweep.name}",
+                tags=(model, dataset, method), name=f"{method} {model} {dataset} seed {settings['seed']}")
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)  # a path may hold what looks like markup
 
 
 def _select(built: Built) -> tuple[Selection, Selection]:
@@ -202,6 +209,7 @@ def _step_through(experiment: Experiment, selection: Selection, store: Store) ->
             if batch.key not in kept:
                 store.keep(batch.key, experiment.step(batch))
             progress(done, len(batches))
+            experiment.setting.log({"batches/left": len(batches) - done}, done)
 
 
 def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:

@@ -4,7 +4,7 @@ Everything else (keeping, resuming, statistics, figures, reports) is written onc
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,11 +21,15 @@ from mamba_mi.interventions import Ledger
 
 @dataclass(frozen=True)
 class Setting:
-    """What an experiment is told besides its knobs: the seed, the cone's memory in bytes, where hooks are counted."""
+    """What an experiment is told besides its knobs: the seed, the cone's memory in bytes, where hooks are counted.
+
+    `log(values, step)` shows numbers while a fit goes on; what comes before a key's `/` says of what.
+    """
 
     seed: int
     memory: int
     ledger: Ledger = field(default_factory=Ledger)
+    log: Callable[[Mapping[str, float], int], None] = lambda values, step: None
 
 
 class Experiment:

@@ -8,6 +8,7 @@ Shape legend: S cells, B pairs, L length, D width, K answer tokens read, V vocab
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from mamba_mi.measure.effects import effects
 from mamba_mi.report.patching_words import HEADLINE, beside_chance, caveats, crossing
 from mamba_mi.runs import files
 from mamba_mi.runs.progress import bar
-from mamba_mi.trace import Site
+from mamba_mi.trace import Site, site_name
 
 ROLES_SHOWN = ("subject", "between", "last")
 
@@ -45,6 +46,8 @@ class Patching(Experiment):
     normalised = {"logit_difference": HEADLINE}
 
     def __init__(self, knobs, lm, setting):
+        # as TransformerLens and MambaLens name them, too
+        knobs = replace(knobs, sites=[site_name(name) for name in knobs.sites])
         super().__init__(knobs, lm, setting)
         self.fitted = Fitted(lm, knobs.subspace, knobs.rank, setting.seed) if knobs.subspace else None
 

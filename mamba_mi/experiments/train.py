@@ -74,7 +74,8 @@ class Train(Experiment):
         self.before = self._marks(self.papers)
         with bar(self.knobs.steps) as watch:
             self.curve = fit(self.lm, self._loss_at, self._recipe(), scratch, identity=self._identity(),
-                             tokens=self.knobs.batch * self.knobs.length, watch=watch, examine=self._examiner())
+                             tokens=self.knobs.batch * self.knobs.length, examine=self._examiner(),
+                             watch=lambda point: (watch(point), self.setting.log(_values(point), point["step"])))
         self.lm.eval().requires_grad_(False)
         self.after = self._marks(self.papers)
         self.saved = scratch / "model"
@@ -144,6 +145,12 @@ class Train(Experiment):
         knobs = self.knobs
         drawn = packing.batch_at(step, seed=self.setting.seed, batch=knobs.batch, length=knobs.length)
         return packing.next_token_loss(self.lm, *drawn)
+
+
+def _values(point: dict) -> dict[str, float]:
+    """A point of the curve as a logbook takes it; where there was an examination, each task's share of right answers."""
+    numbers = {f"training/{name}": point[name] for name in ("loss", "lr", "tokens_per_second")}
+    return numbers | {f"training/right/{task}": share for task, share in point.get("tasks", {}).items()}
 
 
 def _number(row) -> str:

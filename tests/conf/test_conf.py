@@ -10,7 +10,7 @@ from mamba_mi import backends, data, experiments, models
 from mamba_mi.cli import values
 from mamba_mi.cli.composing import Composer
 from mamba_mi.config import typed
-from mamba_mi.runs import logbook
+from mamba_mi.runs import logbook, wandb_logbook
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -61,6 +61,19 @@ def test_debug_fast_is_eight_prompts_and_fifty_steps(compose):
     patching, training = (compose("debug=fast", f"experiment={name}") for name in ("patching", "train"))
     assert (patching.dataset.n, patching.method.resamples, training.method.steps) == (8, 200, 50)
     assert compose("debug=fast", "dataset.n=20", "experiment=train", "method.steps=7").method.steps == 7
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_debug_fast_logs_nothing_unless_the_command_line_says_so(compose, experiment):
+    words = [f"experiment={experiment}", "logger=wandb"]
+    modes = [compose(*words, *more).logger.mode for more in ([], ["debug=fast"], ["debug=fast", "logger.mode=offline"])]
+    assert modes == ["auto", "disabled", "offline"] and compose("debug=fast").logger == {"name": "none"}
+
+
+def test_the_keys_of_the_wandb_logbook_are_its_knobs_with_the_same_defaults(compose):
+    written = OmegaConf.to_container(compose("logger=wandb").logger)
+    assert list(written) == ["name", *wandb_logbook.Knobs.__dataclass_fields__]
+    assert wandb_logbook._typed(written) == wandb_logbook.Knobs()
 
 
 def test_what_an_experiment_changes_wins_over_the_groups_and_loses_to_the_command_line(compose):

@@ -249,6 +249,13 @@ def test_parts_that_do_not_fit_are_one_clear_line(knobs, message):
     assert "\n" not in str(caught.value)
 
 
+def test_sites_may_have_their_names_in_other_libraries():
+    lm, pairs = small("mamba2"), batch()
+    ours, theirs = (patching(lm, sites=[name], layers=[1], roles=["last"]).step(pairs)
+                    for name in ("resid", "hook_resid_pre"))
+    assert ours.equals(theirs)
+
+
 def test_mamba1_has_no_heads():
     with pytest.raises(UserError, match="mamba1 and has no heads; method.dims"):
         patching(small("mamba1"), heads="all", sites=["scan_out"])
