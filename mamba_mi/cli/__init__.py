@@ -90,10 +90,11 @@ def _sweep(given: list[str], plan) -> int:
     try:
         _hand_over(given, plan.words, [_sweep_dir(folder)])
     finally:
-        bad = [job for job in sweeping.conclude(folder)["jobs"] if job["status"] not in ("done", "skipped")]
-    for job in bad:
-        number = f"run {job['number'] + 1} of {len(plan.jobs)}: {job['label']}".rstrip(": ")
-        print(f"{job['status']}: {number}: {job['error']}", file=sys.stderr)
+        jobs = sweeping.conclude(folder)["jobs"]
+    bad = [job for job in jobs if job["status"] not in ("done", "skipped")]
+    if bad:
+        lines = (f"  run {job['number'] + 1} of {len(jobs)}: {job['label']}: {job['status']}: {job['error']}" for job in bad)
+        print("\n".join([f"\n{len(bad)} of {len(jobs)} runs are not done:", *lines]), file=sys.stderr)
     return 1 if bad else 0
 
 

@@ -1,6 +1,7 @@
 """A sweep from its plan to its report. `python -m mamba_mi.runs.aggregate DIR` makes the end of it again."""
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,11 +86,19 @@ def main(words: Sequence[str]) -> int:
     code = 0
     for word in words:
         try:
-            conclude(Path(word), over=False)
+            conclude(_from_where_it_ran(Path(word).resolve()), over=False)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 1
     return code
+
+
+def _from_where_it_ran(folder: Path) -> Path:
+    """Go to the folder the sweep was started in, for its runs' paths may be relative to it; the sweep's folder."""
+    record = aggregate.read(folder)
+    if not any(Path(job["path"]).exists() for job in record["jobs"]) and Path(record["cwd"]).is_dir():
+        os.chdir(record["cwd"])
+    return folder
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def begin(folder: Path, jobs: Sequence[Mapping], *, experiment: str, argv: Seque
     """Write the plan. A job has `label`, `overrides`, `swept` (its values of the swept keys) and `settings`, resolved."""
     _write(folder, {
         "schema_version": SCHEMA_VERSION, "status": "running", "experiment": experiment, "command": command,
-        "argv": list(argv), "started": _now(), "ended": None,
+        "argv": list(argv), "cwd": os.getcwd(), "started": _now(), "ended": None,
         "jobs": [{"number": number, "label": job["label"], "overrides": list(job["overrides"]), "swept": dict(job["swept"]),
                   "run_id": identity.run_id(job["settings"]), "path": str(identity.folder(job["settings"])),
                   "status": "planned", "error": None, "started": None, "ended": None}
@@ -139,6 +139,7 @@ def _is_written(folder: Path) -> bool:
 @contextmanager
 def _changing(folder: Path) -> Iterator[dict]:
     """The record, to be changed by one process at a time."""
+    read(folder)  # a folder that is no sweep's is refused before anything is written into it
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = read(folder)
