@@ -38,8 +38,8 @@ def truth(layer: int, role: str, layers: int, late: float) -> float:
 
 def columns(seed: int, layers: int = 4, late: float = 0.5, prompts: int = 12, shift: float = 0.0) -> dict:
     """Effects of one seed: `prompts` of 30 subjects, so that seeds share some of them."""
-    random = np.random.default_rng([seed, 7])
-    subjects = random.choice(30, prompts, replace=False)
+    subjects = np.random.default_rng([seed, 7]).choice(30, prompts, replace=False)
+    random = np.random.default_rng([seed, int(100 * late)])  # every model has noise of its own
     by_subject, full = np.random.default_rng(3).normal(0, 0.1, 30), 4 + np.random.default_rng(5).normal(0, 0.3, 30)
     rows = [{"prompt_id": f"p{s}", "direction": direction, "site": "resid", "layer": layer, "role": role,
              "metric": "logit_difference", "baseline": 0.0, "full": full[s],

@@ -23,6 +23,10 @@ class JobLine(NamedTuple):
     text: str
     link: str
 
+    @property
+    def good(self) -> bool:
+        return self.status in ("done", "skipped")
+
 
 @dataclass(frozen=True)
 class Page:

@@ -20,6 +20,7 @@ from mamba_mi.report.figures.sweep_curves import has_layers, sweep_curves, sweep
 from mamba_mi.report.html import JobLine, Page, render
 
 LARGE = 10  # cells of draws in the table
+MANY = 20  # jobs, of more only those that are not done are listed one by one
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Found:
     @property
     def table(self) -> list[dict]:
         if self.pooled.draws:
-            return say.judged(self.pooled.rows, self.metric)[:LARGE]
+            return [{key: row[key] for key in row if key in say.JUDGED or key.startswith("control_p")}
+                    for row in say.judged(self.pooled.rows, self.metric)[:LARGE]]
         return say.table(self.parts, self.differences) if self.parts else []
 
 
@@ -128,8 +130,12 @@ def jobs_table(folder: Path, found: Found) -> Table:
                   title=Text(say.counted(found.record["jobs"]), style="bold"))
     for name in ("job", "status", "headline or error"):
         table.add_column(name, overflow="fold")
-    for line in job_lines(folder, found):
+    lines = job_lines(folder, found)
+    shown = lines if len(lines) <= MANY else [line for line in lines if not line.good]
+    for line in shown:
         table.add_row(*map(Text, (line.label, line.said, line.text)))
+    if len(shown) < len(lines):
+        table.add_row(Text(f"{len(lines) - len(shown)} others"), Text("done"), Text("listed in the report"))
     return table
 
 
@@ -151,8 +157,9 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _setting(found: Found) -> dict[str, str]:
-    record = found.record
-    out = {key: _listed(values) for key, values in _axes(record).items()}
+    record, config = found.record, _config(found.pooled)
+    shared = {"model": config["model"]["name"], "dataset": config["dataset"]["name"]} if config else {}
+    out = shared | {key: _listed(values) for key, values in _axes(record).items()}
     out |= {"runs": say.counted(record["jobs"]), "begun": record["started"].replace("+00:00", " UTC")}
     if (seeds := _axes(record).get("seed")) and len(seeds) > 1 and found.varied:
         out["a seed decides"] = found.varied
@@ -186,6 +193,10 @@ def _first_config(pooled) -> str:
     return (Path(jobs[0]["path"]) / "config.yaml").read_text(encoding="utf-8") if jobs else ""
 
 
+def _config(pooled) -> dict:
+    return yaml.safe_load(_first_config(pooled)) or {}
+
+
 def _figures(folder: Path, found: Found) -> list[tuple[Path, str]]:
     with house_style():
         drawn = _of_draws(found) if found.pooled.draws else _of_groups(found)
@@ -216,6 +227,6 @@ def _of_groups(found: Found) -> dict:
 
 
 def _subtitle(found: Found) -> str:
-    config = yaml.safe_load(_first_config(found.pooled))
+    config = _config(found.pooled)
     names = [] if any("model" in group.names for group in found.pooled.groups) else [config["model"]["name"]]
     return " · ".join([*names, config["dataset"]["name"], say.counted(found.record["jobs"])])

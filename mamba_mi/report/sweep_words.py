@@ -8,6 +8,7 @@ from mamba_mi.report.words import NAMES, NOTHING, number, p_value
 
 SHOWN = 4  # draws are told of the largest so many observed effects
 ALPHA = 0.05
+JUDGED = ("conditions", "metric", "n", "mean", "ci_low", "ci_high")  # and the control's p-values
 STATUSES = {"done": "done", "skipped": "done before", "failed": "failed", "interrupted": "interrupted",
             "running": "running", "planned": "not started"}
 

@@ -115,6 +115,21 @@ def test_draws_are_told_beside_what_was_observed(drawn):
     assert len(json.loads((drawn / "controls.json").read_text())) == 4
 
 
+def test_every_draw_is_a_dot_in_the_row_of_its_family(drawn):
+    from mamba_mi.report.figures import house_style
+    from mamba_mi.report.figures.sweep_controls import sweep_controls
+
+    rows, null = (json.loads((drawn / name).read_text()) for name in ("summary.json", "controls.json"))
+    with house_style():
+        figure, _ = sweep_controls(rows, null, "")
+    (axes,), strips = figure.axes, {each["family"]: each["effects"] for each in null}
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["isotropic", "covariance", "rescaled", "orthogonal"]
+    assert {round(line.get_ydata().mean()): list(line.get_xdata()) for line in dots} == dict(enumerate(
+        strips[name] for name in ("isotropic", "covariance", "rescaled", "orthogonal")))
+    assert any(list(line.get_xdata()) == [0.9, 0.9] for line in axes.lines)
+
+
 def test_a_sweep_in_which_nothing_is_done_has_a_report_that_says_so(tmp_path):
     sweep = sweep_of(tmp_path, [({"seed": "0"}, settings(0, logs=str(tmp_path)), None)])
     assert "0 of 1 runs are done; 1 failed" in text(sweep) and json.loads((sweep / "summary.json").read_text()) == []

@@ -10,7 +10,7 @@ from mamba_mi.report.words import NAMES, metric, number, p_value
 
 FAMILY_INK = {"isotropic": style.GREY, "covariance": style.RELATION, "rescaled": style.SUBJECT, "orthogonal": style.HATCH}
 LEFT, TOP, WIDE, PITCH, GAP, ROW_GAP = 1.05, 0.85, 3.5, 0.3, 1.15, 0.85  # inches
-PANELS = 8
+NARROWEST, PANELS = 7.0, 8
 GOLDEN = 0.6180339887
 
 
@@ -21,8 +21,8 @@ def sweep_controls(rows: Sequence[Mapping], null: Sequence[Mapping], subtitle: s
     high = PITCH * max(1, len(families))
     lines = -(-len(cells) // 2)
     columns = min(2, len(cells))
-    figure = style.sheet(LEFT + columns * (WIDE + GAP) - GAP + 0.25, TOP + lines * (high + ROW_GAP))
-    style.heading(figure, 0.15, "Observed effects and random subspaces of the same rank", subtitle)
+    figure = style.sheet(max(NARROWEST, LEFT + columns * (WIDE + GAP) - GAP + 0.25), TOP + lines * (high + ROW_GAP))
+    style.heading(figure, 0.15, "Observed effects beside random subspaces", subtitle)
     limits = _limits(rows, null, cells)
     for index, cell in enumerate(cells):
         left, top = LEFT + index % 2 * (WIDE + GAP), TOP + 0.2 + index // 2 * (high + ROW_GAP)
@@ -34,18 +34,20 @@ def sweep_controls(rows: Sequence[Mapping], null: Sequence[Mapping], subtitle: s
         axes.set_yticks(range(len(families)), families)
         axes.tick_params(axis="y", length=0)
     draws = max((each["draws"] for each in null), default=0)
-    return figure, (f"{metric(rows[0]['metric']).capitalize()} of the fitted subspace (line) and of up to {draws} random ones a "
-                    "family (dots), the cells with the largest observed effects. p counts the isotropic draws whose effect is "
+    return figure, (f"{metric(rows[0]['metric']).capitalize()} of the fitted subspace (line) and of up to {draws} random ones of its "
+                    "rank a family (dots), the cells with the largest observed effects. p counts the isotropic draws whose effect is "
                     "at least as large in size. Orthogonal draws lie in the complement of the fitted subspace and are shown only.")
 
 
 def _cell(row: Mapping) -> tuple:
-    return tuple((key, value) for key, value in row["conditions"].items() if key not in ("subspace", "draw"))
+    """What an observed effect and its draws have in common, in whatever order they list it."""
+    return tuple(sorted((key, value) for key, value in row["conditions"].items() if key not in ("subspace", "draw")))
 
 
 def _said(cell: tuple) -> str:
-    return ", ".join(NAMES[key](value) if key in NAMES else f"{key.replace('_', ' ')} {value}"
-                     for key, value in cell if value is not None)
+    known = [NAMES[key](value) for key, value in cell if key in NAMES and value is not None]
+    return ", ".join([*known, *(f"{key.replace('_', ' ')} {value}" for key, value in cell
+                                if key not in NAMES and value is not None)])
 
 
 def _limits(rows, null, cells) -> tuple[float, float]:

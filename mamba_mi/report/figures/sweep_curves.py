@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from mamba_mi.report.figures import style
+from mamba_mi.report.figures.grid import ROLE_ORDER
 from mamba_mi.report.words import NAMES, metric, number
 
 COLOURS = (style.SUFFICIENCY_INK, style.LAST, style.SUBJECT, style.NECESSITY_INK, style.RELATION, style.GREY)
@@ -25,7 +26,7 @@ def has_layers(rows: Rows) -> bool:
 
 def sweep_curves(groups: Mapping[str, Rows], subtitle: str, title: str = "Over layers, all seeds together"):
     """The figure and its caption: headline rows by group, drawn over layers."""
-    every = [row for rows in groups.values() for row in rows]
+    every = sorted((row for rows in groups.values() for row in rows), key=_rank)
     columns, lines = _values(every, _column), _values(every, _line)
     height = TOP + len(lines) * (HIGH + ROW_GAP) + 0.35
     figure = style.sheet(LEFT + len(columns) * (WIDE + GAP) - GAP + RIGHT, height)
@@ -67,6 +68,12 @@ def sweep_list(groups: Mapping[str, Rows], subtitle: str):
     axes.tick_params(axis="y", length=0)
     _names(figure, list(groups))
     return figure, _caption([row for rows in groups.values() for row in rows], list(groups), False)
+
+
+def _rank(row: Mapping) -> int:
+    """Roles in the order of the prompt; sorting is stable, so what has none stays where it is."""
+    role = row["conditions"].get("role")
+    return ROLE_ORDER.index(role) if role in ROLE_ORDER else len(ROLE_ORDER)
 
 
 def _column(row: Mapping) -> str:
