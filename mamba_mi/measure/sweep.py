@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mamba_mi.config import stream
-from mamba_mi.measure.bootstrap import Interval, bca, crossed, crossed_difference, ratio, t_interval
+from mamba_mi.measure.bootstrap import ROUNDING, Interval, bca, crossed, crossed_difference, ratio, t_interval
 from mamba_mi.measure.stats import FlipTest, sign_flip
 from mamba_mi.measure.summary import Sums, families, in_order, numbers, plain, sums
 
@@ -126,8 +126,12 @@ def _of_points(estimates_SK) -> Interval:
             columns.append((np.nan, np.nan, np.nan, "no prompts"))
             continue
         own = t_interval(estimates_SK[there_S, k:k + 1])
-        some = "" if there_S.all() else f"in {there_S.sum()} of {seeds} seeds"
-        columns.append((own.estimate[0], own.low[0], own.high[0], own.why[0] or some))
+        why = own.why[0]
+        if there_S.sum() > 1 and own.high[0] - own.low[0] <= ROUNDING * abs(own.estimate[0]):
+            why = "no spread: every seed gives the same value"
+        if not there_S.all():
+            why = "; ".join(filter(None, [why, f"in {there_S.sum()} of {seeds} seeds"]))
+        columns.append((own.estimate[0], own.low[0], own.high[0], why))
     *numeric, why = zip(*columns)
     return Interval(*map(np.array, numeric), why)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,7 @@ def _headline(job: Mapping, part: say.Part | None) -> str:
         return said[0]
     rows = [row for row in drawn or part.experiment.headline(rows) if row["mean"] is not None]
     if not rows:
-        return ""
+        return "no estimate: every prompt is excluded"
     top = max(rows, key=lambda row: abs(row["mean"]))
     return f"largest effect {say.with_interval(top)}: {say.cell(top['conditions'])}"
 
@@ -171,6 +172,7 @@ def _caveats(found: Found) -> list[str]:
     said = list(dict.fromkeys(found.pooled.notes))
     if found.pooled.draws or not found.pooled.rows:
         return said
+    said += _noted(found)
     if seeds > 1:
         said.append(f"The seed decided {found.varied}. n counts a prompt once for each seed that chose it; prompts with one "
                     "subject form a cluster, and p flips a cluster's sign in all seeds together.")
@@ -186,6 +188,18 @@ def _caveats(found: Found) -> list[str]:
                     "smaller group's. Two models that differ in architecture differ in their training too: one pair of "
                     "models is no evidence about the architectures at large.")
     return said + ["The caveats of the single runs stand in their reports, linked above."]
+
+
+def _noted(found: Found) -> list[str]:
+    """What the statistics noted of headline cells: a missing interval, or a point, must not read as a narrow one."""
+    said = []
+    for part in found.parts:
+        cells = {say.key_of(row) for row in part.headline}
+        shown = [row for row in part.rows if say.key_of(row) in cells]
+        of = f" of {part.label}" if part.label else ""
+        said += [f"In {count} of the {len(shown)} cells shown{of} the interval is missing, a point, or of fewer seeds: {why}."
+                 for why, count in Counter(row["note"] for row in shown if row["note"]).most_common()]
+    return said
 
 
 def _first_config(pooled) -> str:
@@ -210,7 +224,7 @@ def _of_draws(found: Found) -> dict:
 
 
 def _of_groups(found: Found) -> dict:
-    cells = {say.key_of(row) for part in found.parts for row in part.headline}
+    cells = {say.key_of(row) for part in found.parts for row in part.headline if row["metric"] == found.metric}
     groups = {part.label: [row for row in part.rows if say.key_of(row) in cells] for part in found.parts}
     every = [row for rows in groups.values() for row in rows]
     if not every:

@@ -87,10 +87,11 @@ def _of_difference(one: Part, other: Part, differences: Sequence[dict]) -> list[
         said.append(f"{one.label} and {other.label} differ most at {cell(widest['conditions'])}: {with_interval(first)} "
                     f"against {with_interval(second)}, a difference of {with_interval(widest)}, "
                     f"p (max-T) {_equals(widest['p_adjusted'])}, n = {widest['n']}.")
-    apart = [row for row in known if row["ci_low"] is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)]
+    sure = [row for row in known if row["ci_low"] is not None]
+    apart = [row for row in sure if row["ci_low"] > 0 or row["ci_high"] < 0]
     firm = sum(row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA for row in known)
-    said.append(f"In {len(apart)} of the {len(known)} cells shown the interval of the difference leaves out zero; in {firm} "
-                f"p is below {ALPHA:.2g} after correction over the whole map.")
+    said.append(f"In {len(apart)} of the {len(sure)} cells shown whose difference has an interval it leaves out zero; in {firm} of "
+                f"{len(known)} p is below {ALPHA:.2g} after correction over the whole map.")
     return said
 
 

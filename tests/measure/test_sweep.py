@@ -115,6 +115,13 @@ def test_a_cell_that_some_seeds_lack_says_in_how_many_it_is():
     assert by_layer[3]["seeds"][0] == {"seed": 0, "mean": None} and by_layer[3]["ci_low"] is not None
 
 
+def test_seeds_that_all_give_the_same_are_said_to():
+    same = [measured(0)._replace(seed=seed) for seed in range(3)]
+    rows = estimate(stack(same, CONDITIONS, **FAMILY), CONDITIONS, resamples=50)
+    assert {row["note"] for row in rows} == {"no spread: every seed gives the same value"}
+    assert all(row["ci_low"] == pytest.approx(row["mean"]) for row in rows)
+
+
 def test_two_runs_of_one_seed_in_a_group_are_refused():
     with pytest.raises(ValueError, match="two runs of seed 0"):
         stack([measured(0), measured(0)], CONDITIONS, **FAMILY)

@@ -160,3 +160,9 @@ def test_the_module_can_be_run_again_over_a_folder(two):
     done = subprocess.run([sys.executable, "-m", "mamba_mi.runs.aggregate", str(two / "no")], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parents[2])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "give the folder of a sweep" in done.stderr
+
+
+def test_cells_without_an_interval_are_counted_with_the_reason(tmp_path):
+    runs = [({"seed": str(seed)}, settings(seed, logs=str(tmp_path / "logs")), columns(0, prompts=1)) for seed in range(5)]
+    said = text(sweep_of(tmp_path, runs))
+    assert "In 24 of the 24 cells shown the interval is missing, a point, or of fewer seeds: one cluster only." in said

@@ -91,8 +91,9 @@ def _whole(row: Mapping) -> str:
 
 def _words(row: Mapping, besides: Sequence[str]) -> str:
     kept = {key: value for key, value in row["conditions"].items() if key not in besides and value is not None}
-    return ", ".join(NAMES[key](value) if key in NAMES else f"{key.replace('_', ' ')} {value}".replace("task ", "")
-                     for key, value in kept.items())
+    plain = [str(value) if key == "task" else f"{key} {value}" for key, value in kept.items() if key not in NAMES]
+    return ", ".join([*(NAMES[key](value) for key, value in kept.items() if key in NAMES),
+                      *(text.replace("_", " ") for text in plain)])
 
 
 def _values(rows: Rows, name) -> list[str]:
@@ -145,13 +146,16 @@ def _dress(axes: Axes, limits: tuple[float, float], relative: bool) -> None:
 
 
 def _names(figure: style.Sheet, groups: list[str]) -> None:
+    """The legend, beside the curves; a sweep over seeds alone needs none."""
+    if groups == [""]:
+        return
     left = figure.get_size_inches()[0] - RIGHT + 0.3
     for index, name in enumerate(groups):
         y = TOP + 0.15 + 0.22 * index
         axes = style.place(figure, left, y - 0.06, 0.22, 0.12, f"key {index}")
         axes.plot([0, 1], [0, 0], color=COLOURS[index % len(COLOURS)], linewidth=2.2)
         axes.set_axis_off()
-        style.write(figure, left + 0.3, y, name or "all runs", fontsize=7.5, va="center")
+        style.write(figure, left + 0.3, y, name, fontsize=7.5, va="center")
 
 
 def _caption(rows: Rows, groups: list[str], relative: bool) -> str:
