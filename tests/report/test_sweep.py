@@ -4,11 +4,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_runs import columns, drawing, planned, settings, write_drawn, write_run
 
 from mamba_mi.cli import sweeping
 from mamba_mi.runs import aggregate
+
+from .test_figures import shown
 
 
 def sweep_of(folder, runs):
@@ -160,6 +163,37 @@ def test_the_module_can_be_run_again_over_a_folder(two):
     done = subprocess.run([sys.executable, "-m", "mamba_mi.runs.aggregate", str(two / "no")], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parents[2])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "give the folder of a sweep" in done.stderr
+
+
+def sheets():
+    """Sweep figures as crowded as they get: long names, two fitted subspaces that agree, eight cells."""
+    from mamba_mi.report.figures.sweep_controls import sweep_controls
+    from mamba_mi.report.figures.sweep_curves import sweep_curves
+
+    at = [{"direction": d, "site": "resid", "layer": y, "role": r} for d in ("denoising", "noising") for y in range(4)
+          for r in ("subject", "last")]
+    numbers = {"metric": "normalised_logit_difference", "n": 9, "mean": 0.9, "ci_low": 0.8, "ci_high": 1.3, "control_p": 0.01}
+    rows = [{"conditions": c, **numbers, "seeds": []} for c in at]
+    observed = [{"conditions": {**c, "subspace": s, "rank": 1}, **numbers} for c in at for s in ("das", "pca")]
+    null = [{"conditions": {**c, "rank": 1}, "family": f, "draws": 3, "mean": 0, "low": -0.1, "high": 0.1,
+             "effects": [-0.1, 0, 0.1]} for c in at for f in ("isotropic", "covariance", "rescaled", "orthogonal")]
+    return (lambda: sweep_curves({"mamba-2.8b-slimpj": rows, "mamba2-2.7b": rows}, "counterfact · 10 of 10 runs are done"),
+            lambda: sweep_controls(observed, null, "tiny · facts"))
+
+
+@pytest.mark.parametrize("draw", sheets(), ids=["curves", "controls"])
+def test_no_text_of_a_sweeps_figures_is_clipped_or_overlaps(draw):
+    from mamba_mi.report.figures import house_style
+
+    with house_style():
+        figure, _ = draw()
+        texts, box = shown(figure)
+    page = figure.bbox.extents
+    clipped = ((box < page[[0, 1, 0, 1]]) | (box > page[[2, 3, 2, 3]])).any(1)
+    assert not clipped.any(), np.array(texts)[clipped]
+    low, high = box[:, :2], box[:, 2:]
+    pairs = np.argwhere(np.triu((np.minimum(high[:, None], high) - np.maximum(low[:, None], low) > 1).all(-1), k=1))
+    assert not len(pairs), [(texts[a], texts[b]) for a, b in pairs[:3]]
 
 
 def test_cells_without_an_interval_are_counted_with_the_reason(tmp_path):

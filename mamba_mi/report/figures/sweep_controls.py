@@ -9,7 +9,7 @@ from mamba_mi.report.figures import style
 from mamba_mi.report.words import NAMES, metric, number, p_value
 
 FAMILY_INK = {"isotropic": style.GREY, "covariance": style.RELATION, "rescaled": style.SUBJECT, "orthogonal": style.HATCH}
-LEFT, TOP, WIDE, PITCH, GAP, ROW_GAP = 1.05, 0.85, 3.5, 0.3, 1.15, 0.85  # inches
+LEFT, TOP, WIDE, PITCH, GAP, ROW_GAP, LINE = 1.05, 0.85, 3.5, 0.3, 1.15, 0.75, 0.14  # inches
 NARROWEST, PANELS = 7.0, 8
 GOLDEN = 0.6180339887
 
@@ -20,14 +20,15 @@ def sweep_controls(rows: Sequence[Mapping], null: Sequence[Mapping], subtitle: s
     families = [name for name in FAMILY_INK if any(each["family"] == name for each in null)]
     high = PITCH * max(1, len(families))
     lines = -(-len(cells) // 2)
-    columns = min(2, len(cells))
-    figure = style.sheet(max(NARROWEST, LEFT + columns * (WIDE + GAP) - GAP + 0.25), TOP + lines * (high + ROW_GAP))
+    columns, observed = min(2, len(cells)), max(sum(_cell(row) == cell for row in rows) for cell in cells)
+    pitch = high + ROW_GAP + LINE * observed
+    figure = style.sheet(max(NARROWEST, LEFT + columns * (WIDE + GAP) - GAP + 0.25), TOP + lines * pitch)
     style.heading(figure, 0.15, "Observed effects beside random subspaces", subtitle)
     limits = _limits(rows, null, cells)
     for index, cell in enumerate(cells):
-        left, top = LEFT + index % 2 * (WIDE + GAP), TOP + 0.2 + index // 2 * (high + ROW_GAP)
+        left, top = LEFT + index % 2 * (WIDE + GAP), TOP + 0.1 + LINE * observed + index // 2 * pitch
         axes = style.place(figure, left, top, WIDE, high, f"cell {index}")
-        axes.set_title(_said(cell), fontsize=8, loc="left", pad=14)
+        axes.set_title(_said(cell), fontsize=8, loc="left", pad=4 + 72 * LINE * observed)
         _strips(axes, families, [each for each in null if _cell(each) == cell])
         _observed(axes, [row for row in rows if _cell(row) == cell], limits)
         axes.set(xlim=limits, ylim=(len(families) - 0.5, -0.5))
@@ -67,11 +68,11 @@ def _strips(axes, families: list[str], null) -> None:
 
 
 def _observed(axes, rows, limits) -> None:
-    for row in rows:
+    for line, row in enumerate(rows):
         right = row["mean"] > sum(limits) / 2
         axes.axvline(row["mean"], color=style.LAST, linewidth=1.6)
         said = f"{row['conditions'].get('subspace') or 'observed'} {number(row['mean'])}, p {_equals(row)}"
-        axes.annotate(said, (row["mean"], 1), xycoords=("data", "axes fraction"), xytext=(0, 2), fontsize=7,
+        axes.annotate(said, (row["mean"], 1), xycoords=("data", "axes fraction"), xytext=(0, 2 + 72 * LINE * line), fontsize=7,
                       textcoords="offset points", ha="right" if right else "left", color=style.LAST)
 
 
