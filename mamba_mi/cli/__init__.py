@@ -29,7 +29,6 @@ class Progress:
 
     process: int = 0
     argv: list[str] = field(default_factory=list)
-    labels: tuple[str, ...] = ()
     failed: list[str] = field(default_factory=list)
 
 
@@ -75,27 +74,85 @@ def _obey(argv: list[str]) -> int:
     plan = check(asked, conf_dir(), _command())
     if asked.cfg:
         return _hand_over(asked.flags, plan.words)
-    PROGRESS.process, PROGRESS.argv, PROGRESS.labels, PROGRESS.failed = os.getpid(), sys.argv, plan.labels, []
+    PROGRESS.process, PROGRESS.argv, PROGRESS.failed = os.getpid(), sys.argv, []
+    if plan.folder is not None and not plan.dry_run:
+        return _sweep(asked.flags, plan)
     with tempfile.TemporaryDirectory() as nowhere:  # Hydra makes a sweep's folder, a dry run none
-        _hand_over(asked.flags, plan.words, [f"hydra.sweep.dir='{nowhere}'"] if plan.dry_run else [])
-    return _conclude()
+        _hand_over(asked.flags, plan.words, [_sweep_dir(nowhere)] if plan.dry_run else [])
+    return 1 if PROGRESS.failed else 0
+
+
+def _sweep(given: list[str], plan) -> int:
+    """All jobs of a sweep, then what they show together: also when a launcher failed or the user has had enough."""
+    from mamba_mi.cli import sweeping
+
+    folder = sweeping.begin(plan, sys.argv)
+    try:
+        _hand_over(given, plan.words, [_sweep_dir(folder)])
+    finally:
+        jobs = sweeping.conclude(folder)["jobs"]
+    bad = [job for job in jobs if job["status"] not in ("done", "skipped")]
+    if bad:
+        lines = (f"  run {job['number'] + 1} of {len(jobs)}: {job['label']}: {job['status']}: {job['error']}" for job in bad)
+        print("\n".join([f"\n{len(bad)} of {len(jobs)} runs are not done:", *lines]), file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _sweep_dir(folder: str | Path) -> str:
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.sweep.dir='{quoted}'"
 
 
 def task(cfg) -> object:
     """One job. A module's function, so that the worker of any launcher finds it by its name."""
     ours = PROGRESS.process == os.getpid()
-    label = _label() if ours else ""
     if ours:
         sys.argv = PROGRESS.argv  # not Hydra's: the manifest shows the command as the user gave it
-    if label:
-        print(f"\n{label}", flush=True)
+    folder = _folder()
+    if folder is not None:
+        return _job(cfg, folder)
     try:
         return import_module("mamba_mi.runner").run(cfg)
     except Exception as error:
         if not ours:
             raise  # it reaches us through the launcher
         _say(error)
-        PROGRESS.failed.append(f"{label or 'the run'}: {_line(error)}")
+        PROGRESS.failed.append(_line(error))
+
+
+def _job(cfg, folder: Path) -> object:
+    """One job of a sweep. It notes its start and its end in the sweep's record, whatever process it is in."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from mamba_mi.runs import aggregate
+
+    number, record = HydraConfig.get().job.num, aggregate.read(folder)
+    jobs, sys.argv = record["jobs"], record["argv"]
+    if len(jobs) > 1:
+        print(f"\nrun {number + 1} of {len(jobs)}: {jobs[number]['label']}", flush=True)
+    aggregate.note(folder, number, "running")
+    try:
+        done = import_module("mamba_mi.runner").run(cfg)
+    except Exception as error:
+        _say(error)
+        aggregate.note(folder, number, "failed", _line(error))
+        return None  # raised, it would keep a launcher's other jobs from being heard
+    except BaseException:
+        aggregate.note(folder, number, "interrupted", "interrupted: the same command goes on with it")
+        raise
+    aggregate.note(folder, number, "done")
+    return done
+
+
+def _folder() -> Path | None:
+    """The folder of the sweep this is a job of, if it keeps a record: a dry run does not."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    folder = Path(HydraConfig.get().sweep.dir)
+    return folder if (folder / "sweep.json").is_file() else None
 
 
 def _hand_over(*words: Iterable[str]) -> int:
@@ -108,20 +165,6 @@ def _hand_over(*words: Iterable[str]) -> int:
     finally:
         sys.argv = called
     return 0
-
-
-def _label() -> str:
-    from hydra.core.hydra_config import HydraConfig
-
-    number, total = HydraConfig.get().job.get("num", 0), len(PROGRESS.labels)
-    return f"run {number + 1} of {total}: {PROGRESS.labels[number]}".rstrip(": ") if total > 1 else ""
-
-
-def _conclude() -> int:
-    failed, total = PROGRESS.failed, len(PROGRESS.labels)
-    if failed and total > 1:
-        print("\n".join([f"\n{len(failed)} of {total} runs failed:", *(f"  {line}" for line in failed)]), file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _say(error: Exception) -> int:

@@ -4,24 +4,35 @@ from __future__ import annotations
 import itertools
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from mamba_mi.cli.composing import Composer
+from mamba_mi.cli.composing import Composer, resolved
 from mamba_mi.config import UserError
 
 
 @dataclass(frozen=True)
+class Job:
+    """One run to be: what of it is swept over, as the user wrote it and by key, all its overrides, its settings."""
+
+    label: str = ""
+    swept: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    settings: Mapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a checked command will run: the words for Hydra, and for each job what of it is swept over."""
+    """What a checked command will run: the words for Hydra, its jobs, and for a sweep the folder it is recorded in."""
 
     dry_run: bool
     words: tuple[str, ...]
-    labels: tuple[str, ...] = ("",)
+    jobs: tuple[Job, ...] = (Job(),)
+    folder: Path | None = None
 
 
 def check(asked: Namespace, conf: Path, command: str) -> Plan:
@@ -39,6 +50,9 @@ def _single(composer: Composer, given: list[Override], as_sweep: str) -> Plan:
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values are several runs, which need -m: {as_sweep} "
                             f"(one value that is a list has brackets: {override.key_or_group}=[a,b])")
+    for override in given:
+        if override.key_or_group == "launcher":
+            raise UserError(f"{override.input_line}: a launcher starts the jobs of a sweep, which need -m: {as_sweep}")
     cfg = composer.checked(given)
     if named := _set_of_runs(cfg):
         by = composer.presets(cfg) or "the configuration"
@@ -53,15 +67,17 @@ def _sweep(composer: Composer, given: list[Override]) -> Plan:
     swept = composer.parse([*(f"{key}={value}" for key, value in named.items()), *words])
     # as Hydra's sweeper has it: of a key given twice the last counts, in the place of the first
     axes = {override.get_key_element(): _lines(composer, override) for override in swept}
-    jobs, labels = [], []
+    jobs, checked = [], []
     for lines in itertools.product(*axes.values()):
-        job = composer.checked(composer.parse(lines))
-        label = " ".join(line for line, axis in zip(lines, axes.values(), strict=True) if len(axis) > 1)
-        if _set_of_runs(job) != named:
+        cfg = composer.checked(composer.parse(lines))
+        swept = [line for line, axis in zip(lines, axes.values(), strict=True) if len(axis) > 1]
+        label = " ".join(swept)
+        if _set_of_runs(cfg) != named:
             raise UserError(f"{label}: a set of runs cannot itself be swept over; name one set, or list the values")
-        jobs.append(job)
-        labels.append(label)
-    return Plan(all(job.dry_run for job in jobs), tuple(words), tuple(labels))
+        checked.append(cfg)
+        jobs.append(Job(label, dict(line.split("=", 1) for line in swept), lines, resolved(cfg)))
+    folder = Path(checked[0].hydra.sweep.dir)
+    return Plan(all(cfg.dry_run for cfg in checked), tuple(words), tuple(jobs), folder)
 
 
 def _for_the_jobs(composer: Composer, shared: DictConfig, override: Override) -> str:

@@ -82,7 +82,7 @@ class Composer:
             if not self._is_choice(override):
                 self._check_key(cfg, override)
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-        values.check(_resolved(cfg), _resolved(self._plain(cfg), whole=False), self.presets(cfg))
+        values.check(resolved(cfg), resolved(self._plain(cfg), whole=False), self.presets(cfg))
         return cfg
 
     def _search(self, folder: str) -> None:
@@ -98,7 +98,7 @@ class Composer:
             try:
                 self._composed[lines] = compose("config", list(lines), return_hydra_config=True)
             except REFUSALS as error:
-                raise UserError(_in_a_line(error)) from error
+                raise UserError(_lacks_a_plugin(error) or _in_a_line(error)) from error
         return self._composed[lines]
 
     def _plain(self, cfg: DictConfig) -> DictConfig:
@@ -192,7 +192,7 @@ def _child(node: DictConfig, key: str) -> object:
     return None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
 
 
-def _resolved(cfg: DictConfig, whole: bool = True) -> dict:
+def resolved(cfg: DictConfig, whole: bool = True) -> dict:
     """Our settings with references filled in; `whole` refuses a ??? that nobody has set."""
     ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     try:
@@ -203,6 +203,12 @@ def _resolved(cfg: DictConfig, whole: bool = True) -> dict:
 
 def _written(node: object) -> str:
     return f"[{','.join(map(str, node))}]" if isinstance(node, ListConfig) else str(node)
+
+
+def _lacks_a_plugin(error: Exception) -> str:
+    """What to install, where a preset asks for a launcher that no installed plugin brings; else nothing."""
+    found = re.search(r"hydra/launcher/([a-z]+)\w*'", str(error))
+    return found and f"launcher={found[1]} needs a plugin of Hydra's that is not installed: pip install hydra-{found[1]}-launcher"
 
 
 def _in_a_line(error: Exception) -> str:

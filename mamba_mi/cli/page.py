@@ -20,6 +20,7 @@ EXAMPLES = (
     ("dataset=pairs dataset.path=FILE", "prompts of your own: clean, corrupt, answer, wrong answer"),
     ("-m seed=0,1,2", "a sweep: three runs; -m seeds=three says the same"),
     ("-m 'model=glob(mamba2*)' seed=0,1", "a sweep over every Mamba-2 size and two seeds"),
+    ("-m seeds=five launcher=joblib", "five runs side by side, one a core"),
     ("experiment=train debug=fast", "train a tiny model, 50 steps only"),
     ("model=mamba2-1.3b --cfg job", "every setting of that run, with its keys"),
 )
@@ -37,7 +38,8 @@ RESULTS = """\
   A run:    experiment_logs/<method>/<model>/<run_id>/ with report.html, summary.json, effects.parquet, figures/,
             prompts.json, config.yaml and manifest.json. The run_id follows from the settings: the same command finds
             its run, goes on where it was interrupted, and does not repeat what is done (force=true does).
-  A sweep:  the same folders, one for each run, and a record in multirun/<method>/<date_time>/."""
+  A sweep:  the same folders, one for each run, and in multirun/<method>/<date_time>/ the report of all of them and
+            sweep.json: what was planned and how each run ended."""
 
 
 def help_text(conf: Path, command: str) -> str:

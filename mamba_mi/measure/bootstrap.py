@@ -63,7 +63,7 @@ def bca(num_CK, den_CK, present_CK, *, resamples: int, generator: torch.Generato
             block = columns[start:start + BLOCK]
             at = np.ix_(present_C, block)
             low[block], high[block], why[block] = _bca_block(num_CK[at], den_CK[at], counts_RC, level)
-    return Interval(_ratio(num_CK, den_CK), low, high, tuple(why))
+    return Interval(ratio(num_CK, den_CK), low, high, tuple(why))
 
 
 def _same_clusters(present_CK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -73,7 +73,7 @@ def _same_clusters(present_CK) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield present_CK[:, k], np.flatnonzero(of_K.reshape(-1) == number)
 
 
-def _ratio(num_CK, den_CK):
+def ratio(num_CK, den_CK):
     """sum(num) / sum(den), NaN where the denominators sum to zero up to rounding."""
     den_K = den_CK.sum(axis=0)
     vanishes_K = np.abs(den_K) <= ROUNDING * np.abs(den_CK).sum(axis=0)
@@ -82,7 +82,7 @@ def _ratio(num_CK, den_CK):
 
 def _bca_block(num_CK, den_CK, counts_RC, level: float):
     """low, high and why of cells whose clusters are all present."""
-    estimate_K, den_K = _ratio(num_CK, den_CK), den_CK.sum(axis=0)
+    estimate_K, den_K = ratio(num_CK, den_CK), den_CK.sum(axis=0)
     # Everything is measured from the estimate: num - estimate * den is exactly what moves it, and ties stay ties.
     excess_CK = num_CK - estimate_K * den_CK
     scale_K = (np.abs(num_CK) + np.abs(estimate_K * den_CK)).max(axis=0)
@@ -132,20 +132,44 @@ def crossed(num_SCK, den_SCK, *, resamples: int, generator: torch.Generator, lev
     the interval is the percentile one, there being no single jackknife to accelerate it. A nested bootstrap would
     take the prompts of each seed for new ones. Fewer than five seeds raise: use `t_interval` on their estimates.
     """
-    seeds, clusters, cells = num_SCK.shape
+    seeds, clusters, _ = num_SCK.shape
     if seeds < 5 or clusters < 2:
         raise ValueError(f"crossed bootstrap asked of {seeds} seeds x {clusters} clusters; it needs 5 x 2, "
                          "under 5 seeds show the points and t_interval")
-    seeds_RS = resample_counts(resamples, seeds, generator)
-    counts_RC = resample_counts(resamples, clusters, generator)
+    drawn = resample_counts(resamples, seeds, generator), resample_counts(resamples, clusters, generator)
+    return _percentile(*_crossed_ratio(num_SCK, den_SCK, *drawn), level)
+
+
+def crossed_difference(one, other, *, resamples: int, generator: torch.Generator, level: float = 0.95) -> Interval:
+    """The interval of sum(num) / sum(den) of `one`, a pair (num_SCK, den_SCK), less that of `other`.
+
+    Both are resampled with the same seeds and clusters, so what they share is paired. From five seeds on as
+    `crossed`; of a single seed the clusters alone are resampled, and there is no seed to generalise to.
+    """
+    seeds, clusters, _ = one[0].shape
+    if 1 < seeds < 5 or clusters < 2:
+        raise ValueError(f"paired bootstrap asked of {seeds} seeds x {clusters} clusters; it needs 1 or at least 5 seeds "
+                         "and 2 clusters, under 5 seeds show the points and t_interval")
+    seeds_RS = resample_counts(resamples, seeds, generator) if seeds > 1 else np.ones((resamples, 1))
+    drawn = seeds_RS, resample_counts(resamples, clusters, generator)
+    (first_K, first_RK), (second_K, second_RK) = (_crossed_ratio(*each, *drawn) for each in (one, other))
+    return _percentile(first_K - second_K, first_RK - second_RK, level)
+
+
+def _crossed_ratio(num_SCK, den_SCK, seeds_RS, counts_RC) -> tuple[np.ndarray, np.ndarray]:
+    """The ratio of each cell and of each of its resamples; NaN where a denominator changes sign or vanishes."""
+    seeds, _, cells = num_SCK.shape
     num_RK, den_RK = (sum(seeds_RS[:, s, None] * (counts_RC @ x_SCK[s]) for s in range(seeds))
                       for x_SCK in (num_SCK, den_SCK))
-    estimate_K = _ratio(num_SCK.reshape(-1, cells), den_SCK.reshape(-1, cells))
+    estimate_K = ratio(num_SCK.reshape(-1, cells), den_SCK.reshape(-1, cells))
     pole_K = (den_RK * den_SCK.sum(axis=(0, 1)) <= 0).any(axis=0) | np.isnan(estimate_K)
-    ratio_RK = num_RK / np.where(pole_K, np.nan, den_RK)
+    return estimate_K, num_RK / np.where(pole_K, np.nan, den_RK)
+
+
+def _percentile(estimate_K, ratio_RK, level: float) -> Interval:
     low_K, high_K = np.quantile(ratio_RK, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    why_K = np.where(pole_K, "the denominators change sign or vanish among the resamples", "")
-    return Interval(estimate_K, low_K, high_K, tuple(why_K))
+    why_K = np.where(np.isnan(low_K), "the denominators change sign or vanish among the resamples", "")
+    return Interval(estimate_K, low_K, high_K, tuple(why_K.tolist()))
 
 
 def t_interval(estimates_SK, level: float = 0.95) -> Interval:

@@ -33,9 +33,28 @@ class Family(NamedTuple):
     names: tuple
     cells: list[dict]
     cell_N: np.ndarray
+    clusters: np.ndarray
     cluster_N: np.ndarray
     difference_N: np.ndarray
     scale_N: np.ndarray | None
+
+
+class Sums(NamedTuple):
+    """What a family's statistics rest on: each cluster's sums in each cell, over the prompts that are not excluded."""
+
+    clusters: np.ndarray
+    difference_CK: np.ndarray
+    scale_CK: np.ndarray
+    count_CK: np.ndarray
+    kept_N: np.ndarray
+
+    @property
+    def n_K(self) -> np.ndarray:
+        return self.count_CK.sum(axis=0).astype(int)
+
+    @property
+    def n_clusters_K(self) -> np.ndarray:
+        return (self.count_CK > 0).sum(axis=0)
 
 
 def summarise(effects: pa.Table, clusters: Mapping[str, str], conditions: Sequence[str], *,
@@ -52,13 +71,35 @@ def summarise(effects: pa.Table, clusters: Mapping[str, str], conditions: Sequen
     A name in `family` that is not among `conditions` splits nothing. Random numbers depend on the seed and the
     family alone, so adding a metric changes no other row.
     """
-    _check(effects, clusters, conditions, normalised)
-    families = list(_families(effects, clusters, conditions, normalised, tuple(n for n in family if n in conditions)))
+    found = families(effects, clusters, conditions, normalised=normalised, family=family)
     rows = []
-    for done, each in enumerate(families, start=1):
+    for done, each in enumerate(found, start=1):
         rows += _rows(each, tau, resamples, seed)
         if progress:
-            progress(done, len(families))
+            progress(done, len(found))
+    return in_order(rows)
+
+
+def families(effects: pa.Table, clusters: Mapping[str, str], conditions: Sequence[str], *,
+             normalised: Mapping[str, str], family: Sequence[str]) -> list[Family]:
+    """The maps of a table of effects, as `summarise` takes them apart."""
+    _check(effects, clusters, conditions, normalised)
+    return list(_families(effects, clusters, conditions, normalised, tuple(n for n in family if n in conditions)))
+
+
+def sums(family: Family, tau: float) -> Sums:
+    """The sums by cluster and cell of a map; a normalised metric leaves out prompts with |full - baseline| <= tau."""
+    kept_N = np.ones(len(family.cell_N), bool) if family.scale_N is None else np.abs(family.scale_N) > tau
+    cell_N, difference_N, cells = family.cell_N[kept_N], family.difference_N[kept_N], len(family.cells)
+    present, cluster_N = np.unique(family.cluster_N[kept_N], return_inverse=True)
+    shape = len(present), cells
+    difference_CK, count_CK = (cluster_sums(x_N, cluster_N, cell_N, shape) for x_N in (difference_N, np.ones(len(cell_N))))
+    scale_CK = count_CK if family.scale_N is None else cluster_sums(family.scale_N[kept_N], cluster_N, cell_N, shape)
+    return Sums(family.clusters[present], difference_CK, scale_CK, count_CK, kept_N)
+
+
+def in_order(rows: list[dict]) -> list[dict]:
+    """Rows sorted by metric and then by their conditions, a missing one last."""
     return sorted(rows, key=lambda row: (row["metric"], *((v is None, v) for v in row["conditions"].values())))
 
 
@@ -80,7 +121,7 @@ def _check(effects, clusters, conditions, normalised) -> None:
 def _families(effects, clusters, conditions, normalised, shared) -> Iterator[Family]:
     metric, prompt = _column(effects["metric"]), _column(effects["prompt_id"])
     columns = {name: _column(effects[name]) for name in conditions}
-    cluster_of = np.unique([clusters[p] for p in prompt.values], return_inverse=True)[1]
+    named, cluster_of = np.unique([clusters[p] for p in prompt.values], return_inverse=True)
     value_N, baseline_N = effects["value"].to_numpy(), effects["baseline"].to_numpy()
     split = [metric, *(columns[name] for name in shared)]
     family_N = _combined(split)
@@ -92,7 +133,7 @@ def _families(effects, clusters, conditions, normalised, shared) -> Iterator[Fam
         cell_N = np.searchsorted([code for code, _ in found], cell_of_N)
         _refuse_repeats(cell_N * len(prompt.values) + prompt.code_N[at], names)
         cells = [dict(zip(conditions, values, strict=True)) for _, values in found]
-        rows = (cells, cell_N, cluster_of[prompt.code_N[at]], value_N[at] - baseline_N[at])
+        rows = (cells, cell_N, named, cluster_of[prompt.code_N[at]], value_N[at] - baseline_N[at])
         yield Family(names[0], names[1:], *rows, None)
         if names[0] in normalised:
             scale_N = effects["full"].to_numpy()[at] - baseline_N[at]
@@ -128,32 +169,28 @@ def _refuse_repeats(key_N, names) -> None:
 
 
 def _rows(family: Family, tau: float, resamples: int, seed: int) -> Iterator[dict]:
-    keep = slice(None) if family.scale_N is None else np.abs(family.scale_N) > tau
-    cell_N, difference_N, cells = family.cell_N[keep], family.difference_N[keep], len(family.cells)
-    labels, cluster_N = np.unique(family.cluster_N[keep], return_inverse=True)
-    sums_CK, count_CK = (cluster_sums(x_N, cluster_N, cell_N, (len(labels), cells))
-                         for x_N in (difference_N, np.ones(len(cell_N))))
-    scale_CK = count_CK if family.scale_N is None else cluster_sums(family.scale_N[keep], cluster_N, cell_N,
-                                                                    (len(labels), cells))
-    n_K = count_CK.sum(axis=0).astype(int)
+    cells, found = len(family.cells), sums(family, tau)
+    n_K = found.n_K
     key = (seed, "summary", family.metric, *family.names)
-    interval = bca(sums_CK, scale_CK, count_CK > 0, resamples=resamples, generator=stream(*key, "bootstrap"))
-    test = sign_flip(sums_CK, resamples=resamples, generator=stream(*key, "flips"))
+    interval = bca(found.difference_CK, found.scale_CK, found.count_CK > 0, resamples=resamples,
+                   generator=stream(*key, "bootstrap"))
+    test = sign_flip(found.difference_CK, resamples=resamples, generator=stream(*key, "flips"))
     test = FlipTest(*(np.where(n_K > 0, p_K, np.nan) for p_K in test))
     excluded_K = np.bincount(family.cell_N, minlength=cells) - n_K
-    columns = {"n": n_K, "n_clusters": (count_CK > 0).sum(axis=0), **_numbers(interval, test),
-               "effect_size": cohen_d_z(difference_N, cell_N, cells), "excluded": excluded_K}
+    columns = {"n": n_K, "n_clusters": found.n_clusters_K, **numbers(interval, test),
+               "effect_size": cohen_d_z(family.difference_N[found.kept_N], family.cell_N[found.kept_N], cells), "excluded": excluded_K}
     for k, conditions in enumerate(family.cells):
         yield {"conditions": conditions, "metric": family.metric,
-               **{name: _plain(column[k]) for name, column in columns.items()},
+               **{name: plain(column[k]) for name, column in columns.items()},
                "control_p": None, "note": interval.why[k] or None}
 
 
-def _numbers(interval: Interval, test: FlipTest) -> dict[str, np.ndarray]:
+def numbers(interval: Interval, test: FlipTest) -> dict[str, np.ndarray]:
+    """The columns of a row that come from its interval and its test."""
     return {"mean": interval.estimate, "ci_low": interval.low, "ci_high": interval.high,
             "p": test.p, "p_adjusted": test.p_adjusted, "p_bh": benjamini_hochberg(test.p)}
 
 
-def _plain(x) -> int | float | None:
+def plain(x) -> int | float | None:
     """A Python number, None for what is not finite: NaN is not JSON."""
     return x.item() if np.isfinite(x) else None

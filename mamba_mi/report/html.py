@@ -7,14 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from mamba_mi.config import UserError
 from mamba_mi.report.words import columns
 
 
+class JobLine(NamedTuple):
+    """One job of a sweep: `status` as recorded, `said` in words, `link` the relative address of its report or ""."""
+
+    label: str
+    status: str
+    said: str
+    run_id: str
+    text: str
+    link: str
+
+    @property
+    def good(self) -> bool:
+        return self.status in ("done", "skipped")
+
+
 @dataclass(frozen=True)
 class Page:
-    """What a report says. `findings` is the result in words, a sentence each.
+    """What a report says. `findings` is the result in words, a sentence each; only a sweep has `jobs`.
 
     `table` holds the headline rows of the summary, `complete` all of them, folded away. `figures` are PNG
     paths with captions. `selection` counts prompts by their fate: {"used": 200, "answered wrongly": 41}.
@@ -32,6 +48,7 @@ class Page:
     manifest: dict
     selection: dict[str, int] = field(default_factory=dict)
     complete: list[dict] = field(default_factory=list)
+    jobs: list[JobLine] = field(default_factory=list)
 
 
 def render(page: Page) -> str:

@@ -40,14 +40,22 @@ def write_json(path: Path, obj: object) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
+def read_json(path: Path):
+    """The value in a JSON file; a UserError that names the file where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({e}): run that job again with force=true") from None
+
+
 @contextmanager
-def in_words(path: Path) -> Iterator[None]:
-    """What the system refuses inside this block becomes one line about `path` for the user."""
+def in_words(path: Path, key: str = "paths.logs") -> Iterator[None]:
+    """What the system refuses inside this block becomes one line about `path` for the user; `key` moves it."""
     try:
         yield
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}; {_advice(e)}, "
-                        "or choose another folder with paths.logs=") from None
+                        f"or choose another folder with {key}=") from None
 
 
 def _advice(e: OSError) -> str:

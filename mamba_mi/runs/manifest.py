@@ -38,7 +38,7 @@ class Manifest:
         self.fields: dict = {
             "status": "running", "schema_version": SCHEMA_VERSION, "started": before.get("started") or _now(),
             "ended": None, "seconds": self._seconds, "resumed": before["resumed"] + 1 if before else 0,
-            "argv": sys.argv, "command": _command(sys.argv), "git": git(), "platform": machine(),
+            "argv": sys.argv, "command": command_line(sys.argv), "git": git(), "platform": machine(),
             # until this process has found out for itself, what holds is what the kept parts were made with
             **{key: before[key] for key in COMPARED if key in before},
         }
@@ -137,6 +137,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _command(argv: list[str]) -> str:
+def command_line(argv: list[str]) -> str:
+    """The command as one would type it again."""
     program = [Path(sys.executable).name, argv[0]] if argv[0].endswith(".py") else [Path(argv[0]).name]
     return shlex.join([*program, *argv[1:]])

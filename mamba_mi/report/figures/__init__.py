@@ -44,7 +44,7 @@ def draw(name: str, tables: RunTables) -> tuple[Sheet, str]:
     if name not in CATALOGUE:
         raise UserError(f"no figure {name!r}; the catalogue has {', '.join(CATALOGUE)}"
                         f"{did_you_mean(name, CATALOGUE)}")
-    with _house_style():
+    with house_style():
         return CATALOGUE[name].draw(tables)
 
 
@@ -55,13 +55,13 @@ def save(figure: Sheet, folder: str | Path, name: str) -> Path:
     """
     target = Path(folder) / "figures" / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _house_style():
+    with house_style():
         figure.savefig(target, metadata={"Software": None})
         nothing = {"CreationDate": None, "Producer": None, "Creator": None}
         figure.savefig(target.with_suffix(".pdf"), metadata=nothing)
     return target
 
 
-def _house_style():
+def house_style():
     """Ours on matplotlib's defaults, whatever the user's own matplotlibrc says; undone on leaving."""
     return matplotlib_style.context(["default", STYLE])
