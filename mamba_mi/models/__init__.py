@@ -18,7 +18,7 @@ from mamba_mi.models.tokenizer import load_tokenizer
 
 __all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save"]
 
-EMBEDDED = {"tiny": Path(__file__).parent / "tiny"}
+EMBEDDED = {"tiny": Path(__file__).parent / "tiny", "tiny-mamba1": Path(__file__).parent / "tiny_mamba1"}
 HUB = {name: f"state-spaces/{name}" for name in (
     "mamba-130m", "mamba-370m", "mamba-790m", "mamba-1.4b", "mamba-2.8b", "mamba-2.8b-slimpj",
     "mamba2-130m", "mamba2-370m", "mamba2-780m", "mamba2-1.3b", "mamba2-2.7b")}

@@ -100,16 +100,16 @@ def job_lines(folder: Path, found: Found) -> list[JobLine]:
     group_of = {job["number"]: part for group, part in zip(found.pooled.groups, found.parts, strict=True)
                 for job in group.jobs}
     return [JobLine(job["label"] or f"run {job['number'] + 1}", job["status"], say.STATUSES[job["status"]], job["run_id"],
-                    job["error"] or _headline(job, group_of.get(job["number"])), _link(folder, job))
+                    job["error"] or _headline(job, group_of.get(job["number"]), found.metric), _link(folder, job))
             for job in found.record["jobs"]]
 
 
-def _headline(job: Mapping, part: say.Part | None) -> str:
+def _headline(job: Mapping, part: say.Part | None, metric: str) -> str:
     """What a run found in a sentence: its experiment's first, or where its effect is largest."""
     if part is None:
         return ""
     rows = json.loads((Path(job["path"]) / "summary.json").read_text(encoding="utf-8"))
-    drawn = [row for row in rows if row["conditions"].get("draw") is not None]
+    drawn = [row for row in rows if row["conditions"].get("draw") is not None and row["metric"] == metric]
     if said := [] if drawn else part.experiment.findings(rows):
         return said[0]
     rows = [row for row in drawn or part.experiment.headline(rows) if row["mean"] is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mamba_mi.config import FITTED
 from mamba_mi.report.words import NAMES, NOTHING, number, p_value
 
 SHOWN = 4  # draws are told of the largest so many observed effects
@@ -115,8 +116,8 @@ def of_draws(rows: Sequence[dict], null: Sequence[dict], metric: str) -> list[st
 
 def judged(rows: Sequence[dict], metric: str) -> list[dict]:
     """The observed rows that were compared with draws, the largest effect first."""
-    found = [row for row in rows if row["metric"] == metric and row["mean"] is not None and "control_p" in row
-             and row["conditions"].get("subspace") is not None]
+    found = [row for row in rows if row["metric"] == metric and row["mean"] is not None
+             and row["conditions"].get("subspace") in FITTED]
     return sorted(found, key=lambda row: -abs(row["mean"]))
 
 

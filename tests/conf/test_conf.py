@@ -102,12 +102,12 @@ def test_a_data_sets_keys_are_its_modules_knobs(compose, dataset):
 @pytest.mark.parametrize("model", options("model"))
 def test_a_models_sizes_agree_with_each_other_and_with_its_name(compose, model):
     cfg = compose(f"model={model}").model
-    assert cfg.variant == ("mamba1" if model.startswith("mamba-") else "mamba2") and cfg.path is None
+    assert cfg.variant == ("mamba1" if model.startswith(("mamba-", "tiny-mamba1")) else "mamba2") and cfg.path is None
     if cfg.variant == "mamba2":
         assert cfg.sizes.n_heads * cfg.sizes.headdim == cfg.sizes.d_inner == 2 * cfg.sizes.d_model
     else:
         assert cfg.sizes.d_inner == 2 * cfg.sizes.d_model == 32 * cfg.sizes.dt_rank
-    if model != "tiny":
+    if model not in models.EMBEDDED:
         assert (cfg.hub, cfg.tokenizer) == (models.HUB[model], "EleutherAI/gpt-neox-20b")
         assert parameters(cfg) == pytest.approx(named(model), rel=0.05)
 
