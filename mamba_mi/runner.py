@@ -144,12 +144,12 @@ def _carry_out(built: Built, store: Store) -> None:
                             **_deviation(built, prompts))
             manifest.record(**measured)
             if not experiment.summary_only:
-                html, figures = write_report(store.folder, experiment, _fates(selection))
+                html, figures = write_report(store.folder, experiment, _fates(selection, train))
                 store.write_text("report.html", html)
                 for figure in figures:
                     logbook.figure(figure)
             logbook.summary(summary, experiment.headline(summary),
-                            {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection)})
+                            {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection, train)})
         manifest.record(logbook=logbook.facts)  # again, for it may have met with trouble
     store.tidy()
 
@@ -193,9 +193,10 @@ def _chosen(built: Built, dataset: Dataset, n: int | None, what: str) -> Selecti
                       size=getattr(experiment.knobs, "batch", 32), progress=progress)
 
 
-def _fates(selection: Selection) -> dict[str, int]:
+def _fates(selection: Selection, train: Selection) -> dict[str, int]:
     """How many prompts were used, dropped for which reason, and never looked at."""
-    fates = {"used": len(selection.items), **selection.reasons(), "not needed": selection.unseen}
+    fates = {"used": len(selection.items), "used to fit": len(train.items), **selection.reasons(),
+             "not needed": selection.unseen}
     return {fate: count for fate, count in fates.items() if count}
 
 

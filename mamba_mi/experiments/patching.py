@@ -34,6 +34,8 @@ from mamba_mi.runs.progress import bar
 from mamba_mi.trace import Site, site_name
 
 ROLES_SHOWN = ("subject", "between", "last")
+BESIDE_CHANCE = ("conditions", "metric", "n", "n_clusters", "mean", "ci_low", "ci_high", "effect_size", "p_adjusted", "control_mean",
+                 "control_p", "control_p_covariance", "control_p_rescaled", "control_match", "excluded")
 
 
 class Patching(Experiment):
@@ -41,7 +43,6 @@ class Patching(Experiment):
 
     Knobs = Knobs
     needs = "pairs"
-    question = "Where in the model does the information that decides the answer sit, and where does it move to?"
     family = ("direction", "subspace")
     normalised = {"logit_difference": HEADLINE}
 
@@ -50,6 +51,14 @@ class Patching(Experiment):
         knobs = replace(knobs, sites=[site_name(name) for name in knobs.sites])
         super().__init__(knobs, lm, setting)
         self.fitted = Fitted(lm, knobs.subspace, knobs.rank, setting.seed) if knobs.subspace else None
+
+    @property
+    def question(self) -> str:
+        if self.knobs.subspace:
+            return (f"How much of the information that decides the answer lies in {self.knobs.rank} dimensions of a site, "
+                    "and is that more than in random ones?")
+        what = "In which heads" if self.knobs.heads is not None else "Where in the model"
+        return f"{what} does the information that decides the answer sit, and where does it move to?"
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -228,7 +237,8 @@ class Patching(Experiment):
             largest = sorted(shown, key=lambda row: -abs(row["mean"] or 0.0))[:12]
             return [_unnoted(row) for row in largest]
         if self.knobs.subspace:
-            return [_unnoted(row) for row in shown if row["conditions"]["subspace"] == self.knobs.subspace]
+            return [{key: row[key] for key in BESIDE_CHANCE if key in row} for row in shown
+                    if row["conditions"]["subspace"] == self.knobs.subspace]
         return [_unnoted(row) for row in shown if row["conditions"]["role"] in ROLES_SHOWN]
 
     def findings(self, summary):
