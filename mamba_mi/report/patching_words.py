@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import number, p_value
+from mamba_mi.report.words import number, p_value, share
 
 HEADLINE = "normalised_logit_difference"
 VERBS = {"denoising": ("Restoring", "brings back"), "noising": ("Corrupting", "destroys")}
@@ -103,8 +103,3 @@ def _turn(rows, peak, falling: bool):
         return next((r for r in rows if r["conditions"]["layer"] >= peak["conditions"]["layer"] and r["mean"] < 0.5), None)
     return next((r for r in rows if r["mean"] >= 0.5), None)
 
-
-def share(row: Mapping) -> str:
-    """`0.83 [0.79, 0.86]`."""
-    interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-    return f"{row['mean']:.2f}{interval}"

@@ -19,6 +19,7 @@ from mamba_mi.report.figures import house_style, save
 from mamba_mi.report.figures.sweep_controls import sweep_controls
 from mamba_mi.report.figures.sweep_curves import has_layers, sweep_curves, sweep_list
 from mamba_mi.report.html import JobLine, Page, render
+from mamba_mi.report.words import share
 
 LARGE = 10  # cells of draws in the table
 MANY = 20  # jobs, of more only those that are not done are listed one by one
@@ -116,7 +117,7 @@ def _headline(job: Mapping, part: say.Part | None, metric: str) -> str:
     if not rows:
         return "no estimate: every prompt is excluded"
     top = max(rows, key=lambda row: abs(row["mean"]))
-    return f"largest effect {say.with_interval(top)}: {say.cell(top['conditions'])}"
+    return f"largest effect {share(top)}: {say.cell(top['conditions'])}"
 
 
 def _link(folder: Path, job: Mapping) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mamba_mi.config import FITTED
-from mamba_mi.report.words import NAMES, NOTHING, number, p_value
+from mamba_mi.report.words import NAMES, NOTHING, number, p_value, share
 
 SHOWN = 4  # draws are told of the largest so many observed effects
 ALPHA = 0.05
@@ -49,12 +49,6 @@ def cell(conditions: Mapping) -> str:
     return ", ".join(said)
 
 
-def with_interval(row: Mapping) -> str:
-    """`0.83 [0.79, 0.86]`."""
-    ends = "" if row["ci_low"] is None else f" [{number(row['ci_low'])}, {number(row['ci_high'])}]"
-    return f"{number(row['mean'])}{ends}"
-
-
 def counted(jobs: Sequence[Mapping]) -> str:
     """`5 of 6 runs are done; 1 failed`."""
     found = [job["status"] for job in jobs]
@@ -85,8 +79,8 @@ def _of_difference(one: Part, other: Part, differences: Sequence[dict]) -> list[
         rows = [row for row in known if row["conditions"].get("direction") == name]
         widest = max(rows, key=lambda row: abs(row["mean"]))
         first, second = there[key_of(widest)]
-        said.append(f"{one.label} and {other.label} differ most at {cell(widest['conditions'])}: {with_interval(first)} "
-                    f"against {with_interval(second)}, a difference of {with_interval(widest)}, "
+        said.append(f"{one.label} and {other.label} differ most at {cell(widest['conditions'])}: {share(first)} "
+                    f"against {share(second)}, a difference of {share(widest)}, "
                     f"p (max-T) {_equals(widest['p_adjusted'])}, n = {widest['n']}.")
     sure = [row for row in known if row["ci_low"] is not None]
     apart = [row for row in sure if row["ci_low"] > 0 or row["ci_high"] < 0]
@@ -109,7 +103,7 @@ def of_draws(rows: Sequence[dict], null: Sequence[dict], metric: str) -> list[st
         beside = "; ".join(f"{each['family']} {number(each['mean'])}, 95% in [{number(each['low'])}, {number(each['high'])}], "
                            f"{each['draws']} draws" for each in chance)
         p = NOTHING if row["control_p"] is None else _equals(row["control_p"])
-        said.append(f"{cell(row['conditions'])}: {with_interval(row)}, n = {row['n']}. Random subspaces: {beside}. "
+        said.append(f"{cell(row['conditions'])}: {share(row)}, n = {row['n']}. Random subspaces: {beside}. "
                     f"p (control, isotropic) {p}.")
     return said
 
@@ -137,9 +131,9 @@ def table(parts: Sequence[Part], differences: Sequence[dict]) -> list[dict]:
         n = [rows[key]["n"] for rows in of_group if key in rows]
         wide.append({"conditions": row["conditions"], "metric": row["metric"],
                      "n": n[0] if len(set(n)) == 1 else " / ".join(map(str, n)),
-                     **{each.label: with_interval(rows[key]) if key in rows else None
+                     **{each.label: share(rows[key]) if key in rows else None
                         for each, rows in zip(parts, of_group, strict=True)},
-                     **({"difference": with_interval(apart[key]), "p_adjusted": apart[key]["p_adjusted"]}
+                     **({"difference": share(apart[key]), "p_adjusted": apart[key]["p_adjusted"]}
                         if key in apart else {})})
     return wide
 

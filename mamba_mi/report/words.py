@@ -42,6 +42,12 @@ def _short(x: float) -> str:
     return text.replace("0.", ".", 1) if text.lstrip(MINUS).startswith("0.") else text
 
 
+def share(row) -> str:
+    """A row's mean and interval: `0.83 [0.79, 0.86]`."""
+    ends = "" if row["ci_low"] is None else f" [{number(row['ci_low'])}, {number(row['ci_high'])}]"
+    return f"{number(row['mean'])}{ends}"
+
+
 def p_value(p: float | None) -> str:
     """`< .001`, `.034`, `1`: no leading zero, as p cannot pass 1."""
     if p is None:
