@@ -1,0 +1,43 @@
+"""Sentences of a patching run hold its own numbers."""
+from types import SimpleNamespace
+
+from mamba_mi.measure.controls import judge
+from mamba_mi.report.patching_words import beside_chance, caveats
+
+from .synthetic import subspace_summary
+
+
+def rows(draws=25):
+    """The fitted subspace does the most at layer 2, .73 against the others' .6."""
+    found = judge(subspace_summary(4, draws))
+    for row in found:
+        at = row["conditions"]
+        if at["subspace"] == "mean_difference" and at["layer"] == 2:
+            row.update(mean=0.73, ci_low=0.66, ci_high=0.79)
+    return found
+
+
+def knobs(**given):
+    return SimpleNamespace(**{"tau": 0.5, "corruption": "pair", "subspace": "mean_difference", "train": 200, "draws": 25,
+                              "draw": None, "noise": 3.0, "samples": 10, **given})
+
+
+def test_a_subspace_is_told_where_it_does_the_most_beside_the_whole_value_and_chance():
+    said, = beside_chance(rows(), "denoising", "resid", "last", "mean_difference")
+    assert "Restoring 8 dimensions (mean difference) of the last token (resid) brings back the most at layer 2" in said
+    assert "0.73 [0.66, 0.79] of the logit difference, n = 80; the whole value, 0.90 [0.85, 0.95]" in said
+    assert "the middle 95% of 25 draws, p = .038." in said
+
+
+def test_without_draws_no_chance_is_told_and_the_caveats_say_what_is_missing():
+    said, = beside_chance(rows(draws=0), "noising", "resid", "subject", "mean_difference")
+    assert "Corrupting" in said and "random" not in said
+    assert any("No random subspaces were drawn" in each for each in caveats(rows(draws=0), knobs(draws=0)))
+
+
+def test_the_caveats_tell_how_well_the_controls_match_and_what_the_split_means():
+    told = " ".join(caveats(rows(), knobs()))
+    assert "exchanges 0.30 to 0.30 times as much" in told and "Makelov" in told
+    unsplit = [row for row in rows() if row["conditions"]["subspace"] not in ("row_space", "null_space")]
+    assert "was not split" in " ".join(caveats(unsplit, knobs()))
+    assert "Gaussian noise of 3 standard deviations" in " ".join(caveats(rows(), knobs(corruption="noise")))
