@@ -4,6 +4,8 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, R hea
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from mamba_mi.backends.reference import spread
 
 CHUNK = 64
+WORK = 2**17
 UNDERFLOW = -800.0  # exp(-800) is 0 in float64 too; the clamp keeps cumulated decays small enough to subtract
 
 
@@ -22,13 +25,36 @@ def missing() -> str:
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
     kind = torch.promote_types(v_BLHP.dtype, torch.float32)
-    args = [x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN)]
+    v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
     h0 = None if h0 is None else h0.to(kind)
-    if A_HN.shape[1] == 1:
-        y, h = _one_decay(*args, h0, keep_h)
-    else:
-        y, h = _many_decays(*args, h0)
-    return y.to(v_BLHP.dtype), h
+    mix = _one_decay if A.shape[1] == 1 else _many_decays
+    parts = [mix(v[part], dt[part], A, B_[part], C_[part], start, keep_h)
+             for part, start in _row_groups(v, A, h0, (v, dt, A, B_, C_, h0))]
+    ys, hs = zip(*parts)
+    return _joined(ys).to(v_BLHP.dtype), _joined(hs) if keep_h else None
+
+
+def _row_groups(v, A, h0, given) -> Iterator[tuple[slice, Tensor | None]]:
+    """The rows a few at a time, each few with their own start; all at once where gradients will be asked for.
+
+    What is made for a few rows stays in cache, and under the size from which the allocator hands out fresh pages.
+    """
+    rows, length, inner = len(v), v.shape[1], v.shape[2] * v.shape[3]
+    held = inner * (length if A.shape[1] == 1 else A.shape[1])  # numbers in one of a row's work arrays
+    size = rows if _needs_grad(given) else max(1, WORK // held)
+    if h0 is not None and size < rows and len(h0) not in (1, rows):
+        h0 = spread(h0, rows)
+    for r in range(0, rows, size):
+        part = slice(r, r + size)
+        yield part, h0 if h0 is None or len(h0) == 1 or size >= rows else h0[part]
+
+
+def _needs_grad(given) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _one_decay(v, dt, A_H1, B_BLGN, C_BLGN, h0, keep_h):
@@ -89,37 +115,51 @@ def _read(C_, befores):
     return torch.stack(out, dim=1)
 
 
-def _many_decays(v, dt, A_HN, B_BLGN, C_BLGN, h0):
+def _many_decays(v, dt, A_HN, B_BLGN, C_BLGN, h0, keep_h):
     """Mamba-1: the state B N E stays in cache while the tokens go by; no length × state tensor is ever made."""
-    rows, length, heads, width = v.shape
+    heads, width, groups = *v.shape[2:], B_BLGN.shape[2]
     x_BLE = (v * dt[..., None]).flatten(2)
-    dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.T.repeat_interleave(width, dim=1)
-    h = v.new_zeros(rows, A_NE.shape[0], heads * width) if h0 is None else spread(_to_NE(h0), rows)
-    B_BLNG, C_BLNG = (m.transpose(2, 3) for m in (B_BLGN, C_BLGN))
+    dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.repeat_interleave(width, dim=0).T.contiguous()
+    h_BNE = v.new_zeros(len(v), *A_NE.shape) if h0 is None else spread(_to_NE(h0), len(v)).clone()
+    ys, hs = zip(*(_one_group(*each) for each in zip(
+        x_BLE.chunk(groups, 2), dt_BLE.chunk(groups, 2), A_NE.chunk(groups, 1), B_BLGN.unbind(2), C_BLGN.unbind(2),
+        h_BNE.chunk(groups, 2))))
+    y, h = torch.cat(ys, dim=2), torch.cat(hs, dim=2)
+    return y.unflatten(2, (heads, width)), h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+
+
+def _one_group(x_BLE, dt_BLE, A_NE, B_BLN, C_BLN, h_BNE):
+    """y_BLE and the last state of channels that share B and C. The state is written over unless it has gradients."""
+    advance = _grown if _needs_grad((x_BLE, dt_BLE, A_NE, B_BLN, h_BNE)) else _overwritten
     ys = []
-    for t in range(length):
-        decay = torch.exp(dt_BLE[:, t, None] * A_NE)
-        h = torch.addcmul(_to_heads(B_BLNG[:, t], heads * width) * x_BLE[:, t, None], decay, h)
-        ys.append((_to_heads(C_BLNG[:, t], heads * width) * h).sum(dim=1) if C_BLNG.shape[3] > 1
-                  else (C_BLNG[:, t].transpose(1, 2) @ h)[:, 0])
-    y = torch.stack(ys, dim=1).unflatten(2, (heads, width))
-    return y, h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+    for x, dt, B_, C_ in zip(x_BLE[:, :, None].unbind(1), dt_BLE[:, :, None].unbind(1), B_BLN[..., None].unbind(1),
+                             C_BLN[:, :, None].unbind(1)):
+        h_BNE = advance(h_BNE, torch.mul(dt, A_NE).exp_(), B_, x)
+        ys.append(C_ @ h_BNE)
+    return torch.cat(ys, dim=1), h_BNE
+
+
+def _grown(h, decay, B_, x):
+    return torch.addcmul(B_ * x, decay, h)
+
+
+def _overwritten(h, decay, B_, x):
+    return h.mul_(decay).addcmul_(B_, x)
 
 
 def _to_NE(h_BHPN):
     return h_BHPN.permute(0, 3, 1, 2).flatten(2)
 
 
-def _to_heads(m_BNG, inner):
-    return m_BNG if m_BNG.shape[2] == 1 else m_BNG.repeat_interleave(inner // m_BNG.shape[2], dim=2)
-
-
 def conv(u_BLC, weight_CK, bias_C, *, tail=None) -> tuple[Tensor, Tensor]:
     """The causal depthwise convolution as shifted sums: faster on CPU than a grouped conv1d."""
-    length, width = u_BLC.shape[1], weight_CK.shape[1]
-    tail = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
-    u = torch.cat([spread(tail, len(u_BLC)), u_BLC], dim=1)
-    y = torch.addcmul(bias_C, u[:, width - 1:], weight_CK[:, width - 1])
-    for k in range(width - 1):
-        y = torch.addcmul(y, u[:, k:k + length], weight_CK[:, k])
-    return y, u[:, length:]
+    length, reach = u_BLC.shape[1], weight_CK.shape[1] - 1
+    tail = u_BLC.new_zeros(1, reach, u_BLC.shape[2]) if tail is None else tail
+    tap_KC = weight_CK.T.contiguous()
+    y = torch.addcmul(bias_C, u_BLC, tap_KC[reach])
+    # the sum is ours until it is returned, and no gradient needs what it was before
+    for k in range(reach):
+        back = reach - k  # how many tokens before its own this tap reads
+        y[:, back:].addcmul_(u_BLC[:, :max(length - back, 0)], tap_KC[k])
+        y[:, :back].addcmul_(spread(tail[:, k:k + length], len(y)), tap_KC[k])
+    return y, torch.cat([spread(tail, len(y)), u_BLC[:, max(length - reach, 0):]], dim=1)[:, -reach or reach + length:]
