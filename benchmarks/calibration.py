@@ -38,7 +38,7 @@ DRAWN: dict[str, Callable] = {  # mean 0, standard deviation 1
     # permuting which answer is right flips an effect's sign, however heavy its tail
     "permuted answers": lambda rng, shape: rng.lognormal(0.0, 1.0, shape) * rng.choice([-1.0, 1.0], shape) / np.e,
 }
-MODERATE = ("normal", "discrete", "gamma, skewness 1", "permuted answers")
+TARGETS = {"false_positives": (4.0, 6.0), "mean_covered": (93.5, 96.5), "ratio_covered": (93.5, 96.5)}  # from n = 100 on
 
 
 class Design(NamedTuple):
@@ -184,6 +184,17 @@ def run(ns, drawn, *, runs: int, resamples: int, seed: int, asked: str = "") -> 
     return out
 
 
+def missed(cells) -> Iterator[str]:
+    """Every rate of 100 prompts or more outside its target, and whether its Wilson interval is outside as well."""
+    for row in cells:
+        for name, (low, high) in TARGETS.items():
+            rate = row[name]
+            if row["n"] >= 100 and not low <= rate["percent"] <= high:
+                surely = "" if rate["high"] < low or rate["low"] > high else ", not beyond chance"
+                yield (f"- n = {row['n']}, {row['drawn']}, {'1-4' if row['clustered'] else '1'} a cluster: "
+                       f"{name.replace('_', ' ')} {rate['percent']:.1f}% of {low}–{high}%{surely}\n")
+
+
 def page(result: dict) -> str:
     """The results in Markdown."""
     def line(row, *rates):
@@ -208,7 +219,8 @@ def page(result: dict) -> str:
     body = "\n".join(f"## {title}\n\n{text}\n\n{table(header, rows)}" for title, text, header, rows in parts)
     return (f"# Calibration of summary.json\n\nIn brackets: the 95% Wilson interval of the share, from the number of runs. "
             f"{result['resamples']} resamples and flips, seed {result['seed']}. "
-            f"Made by `python benchmarks/calibration.py{result['asked']}`.\n\n{body}")
+            f"Made by `python benchmarks/calibration.py{result['asked']}`.\n\n{body}\n"
+            f"## Outside the targets at 100 prompts and more\n\n{''.join(missed(result['cells'])) or 'None.'}")
 
 
 def main(argv=None) -> None:

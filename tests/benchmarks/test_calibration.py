@@ -83,3 +83,14 @@ def test_a_null_map_has_five_percent_of_families_with_a_finding():
 def test_control_p_values_are_uniform_when_the_observed_is_a_draw(family):
     assert calibration.controls(family, 1500, 0)["ks_p"] > 1e-4
     assert calibration.controls(family, 200, 0, chosen=True)["ks_p"] < 1e-10
+
+
+def test_what_misses_its_target_from_100_prompts_on_is_named():
+    def row(n, percent):
+        rates = {name: {"percent": 95.0, "low": 94.0, "high": 96.0} for name in ("mean_covered", "ratio_covered")}
+        false = {"percent": percent, "low": percent - 0.5, "high": percent + 0.5}
+        return {"n": n, "drawn": "normal", "clustered": True, "false_positives": false, **rates}
+
+    found = list(calibration.missed([row(50, 9.0), row(100, 5.0), row(100, 6.2), row(200, 9.0)]))
+    assert [line.split(",")[0] for line in found] == ["- n = 100", "- n = 200"]
+    assert "not beyond chance" in found[0] and "not beyond chance" not in found[1]
