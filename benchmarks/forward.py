@@ -163,7 +163,8 @@ def run(variants, lengths, batches, *, budget: float, repeats: int, whole: bool 
                 out.append(compare(lm, theirs, batch, length, budget, repeats,
                                    tell=lambda text: bar.update(task, description=text)))
                 bar.advance(task)
-    return {"machine": describe("torch", "transformers"), "asked": asked, "shapes": out}
+    return {"machine": describe("torch", "transformers"), "asked": asked,
+            "shapes": sorted(out, key=lambda s: (s["variant"], s["batch"], s["length"]))}
 
 
 def main(argv=None) -> None:
