@@ -1,16 +1,18 @@
 """The scan in plain torch, fast on CPU: matrix products inside chunks for Mamba-2, a cache-resident loop for Mamba-1.
 
-Shape legend: B batch, L length, H heads, P head width, N state, G groups, R heads a group, T chunk, J chunks, E = H·P.
+Shape legend: B batch, L length, H heads, P head width, N state, G groups, R heads a group, T chunk, E = H·P.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_mi.backends.reference import spread
 
 CHUNK = 64
+WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
 UNDERFLOW = -800.0  # exp(-800) is 0 in float64 too; the clamp keeps cumulated decays small enough to subtract
 
 
@@ -22,104 +24,146 @@ def missing() -> str:
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
     kind = torch.promote_types(v_BLHP.dtype, torch.float32)
-    args = [x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN)]
+    v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
     h0 = None if h0 is None else h0.to(kind)
-    if A_HN.shape[1] == 1:
-        y, h = _one_decay(*args, h0, keep_h)
-    else:
-        y, h = _many_decays(*args, h0)
-    return y.to(v_BLHP.dtype), h
+    mix = _one_decay if A.shape[1] == 1 else _many_decays
+    parts = [mix(v[part], dt[part], A, B_[part], C_[part], start, keep_h)
+             for part, start in _row_groups(v, A, h0, (v, dt, A, B_, C_, h0))]
+    ys, hs = zip(*parts)
+    return _joined(ys).to(v_BLHP.dtype), _joined(hs) if keep_h else None
+
+
+def _row_groups(v, A, h0, given) -> Iterator[tuple[slice, Tensor | None]]:
+    """The rows a few at a time, each few with their own start; all at once where gradients will be asked for.
+
+    What is made for a few rows stays in cache, and under the size from which the allocator hands out fresh pages.
+    """
+    rows, length, inner = len(v), v.shape[1], v.shape[2] * v.shape[3]
+    held = inner * (min(length, CHUNK) if A.shape[1] == 1 else 2 * A.shape[1])  # a chunk; or a state and its decay
+    size = rows if _needs_grad(given) else max(1, WORK // held)
+    if h0 is not None and size < rows and len(h0) not in (1, rows):
+        h0 = spread(h0, rows)
+    for r in range(0, rows, size):
+        part = slice(r, r + size)
+        yield part, h0 if h0 is None or len(h0) == 1 or size >= rows else h0[part]
+
+
+def _needs_grad(given) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+
+
+def _joined(parts, dim=0):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _one_decay(v, dt, A_H1, B_BLGN, C_BLGN, h0, keep_h):
-    """Mamba-2's dual form: inside a chunk y = ((C Bᵀ) ∘ decay) x, between chunks a short loop over states."""
-    length, heads = v.shape[1:3]
-    log_decay = torch.clamp_min(dt * A_H1[:, 0], UNDERFLOW)
-    x = v * dt[..., None]
-    size = min(CHUNK, length)
-    x, log_decay, B_, C_ = (_chunks(m, size) for m in (x, log_decay, B_BLGN, C_BLGN))
-    x = x.unflatten(3, (B_.shape[3], -1)).permute(0, 1, 3, 4, 2, 5)  # B J G R T P
-    B_, C_ = B_.transpose(2, 3), C_.transpose(2, 3)  # B J G T N
+    """Mamba-2's dual form, a chunk after another: what one chunk makes stays in cache until it is read."""
+    length, ys, h = v.shape[1], [], h0
+    for start in range(0, length, CHUNK):
+        part = slice(start, start + CHUNK)
+        y, h = _chunk(v[:, part], dt[:, part], A_H1, B_BLGN[:, part], C_BLGN[:, part], h,
+                      keep_h or start + CHUNK < length)
+        ys.append(y)
+    return _joined(ys, 1), h
+
+
+def _chunk(v, dt, A_H1, B_BTGN, C_BTGN, h, keep_h):
+    """Inside: y = ((C Bᵀ) ∘ decay) x; from before: C h, decayed. The state after it unless not `keep_h`."""
+    size, groups = v.shape[1], B_BTGN.shape[2]
+    x = (v * dt[..., None]).unflatten(2, (groups, -1))  # B T G R P
+    B_, C_ = B_BTGN.transpose(1, 2), C_BTGN.transpose(1, 2)  # B G T N
     # float64: differences of a long float32 sum are off by 1e-2 in logits at L = 300
-    cum = log_decay.double().cumsum(2).transpose(2, 3).unflatten(2, (B_.shape[2], -1))  # B J G R T
-    causal = torch.ones(size, size, dtype=torch.bool, device=v.device).tril()
-    span = (cum[..., :, None] - cum[..., None, :]).to(x.dtype).masked_fill(~causal, -torch.inf)
-    y = (span.exp() * (C_ @ B_.transpose(3, 4))[:, :, :, None]) @ x
-    befores, h = _between_chunks(x, cum, B_, h0, keep_h)
-    if befores[-1] is not None:
-        y = y + _read(C_, befores) * cum.exp().to(x.dtype)[..., None]
-    y = y.permute(0, 1, 4, 2, 3, 5).reshape(len(v), -1, heads, v.shape[3])
-    return y[:, :length], h
+    cum = torch.clamp_min(dt * A_H1[:, 0], UNDERFLOW).double().cumsum(1).unflatten(2, (groups, -1))  # B T G R
+    across = cum.permute(0, 2, 3, 1)  # B G R T
+    future = torch.ones(size, size, dtype=torch.bool, device=v.device).triu(1)
+    span = (across[..., :, None] - across[..., None, :]).to(x.dtype).masked_fill_(future, -torch.inf)
+    y = (span.exp_() * (C_ @ B_.transpose(2, 3))[:, :, None]) @ x.permute(0, 2, 3, 1, 4)
+    y = y.permute(0, 3, 1, 2, 4)  # B T G R P
+    if h is not None:
+        y = _read(C_, h) * cum.exp().to(x.dtype)[..., None] + y
+    y = y.flatten(2, 3)
+    return y, _after(x, cum, B_, h) if keep_h else None
 
 
-def _chunks(m, size):
-    pad = -m.shape[1] % size
-    if pad:  # zeros write nothing and decay nothing, so the last state is right as well
-        m = F.pad(m, (0, 0) * (m.ndim - 2) + (0, pad))
-    return m.unflatten(1, (-1, size))
+def _after(x, cum, B_, h):
+    """The state after a chunk: what its tokens wrote, and what is left of the one before."""
+    rest = torch.exp(cum[:, -1:] - cum).to(x.dtype)[..., None]
+    wrote = (x * rest).flatten(3).permute(0, 2, 3, 1) @ B_  # B G (R P) N
+    wrote = wrote.unflatten(2, x.shape[3:]).flatten(1, 2)  # B H P N
+    if h is None:
+        return wrote
+    return torch.addcmul(wrote, cum[:, -1].exp().to(x.dtype).flatten(1)[..., None, None], spread(h, len(x)))
 
 
-def _between_chunks(x, cum, B_, h0, keep_h):
-    """The state before each chunk (None: zero), and the last one (None unless asked for)."""
-    chunks, h = x.shape[1], h0
-    befores = [h]
-    for j in range(chunks if keep_h else chunks - 1):
-        rest = torch.exp(cum[:, j, ..., -1:] - cum[:, j]).to(x.dtype)[..., None]  # B G R T 1
-        grown = ((x[:, j] * rest).transpose(3, 4) @ B_[:, j, :, None]).flatten(1, 2)  # B H P N
-        if h is not None:
-            kept = cum[:, j, ..., -1].exp().to(x.dtype).flatten(1, 2)[..., None, None]
-            grown = torch.addcmul(grown, kept, spread(h, len(x)))
-        h = grown
-        befores.append(h)
-    return befores[:chunks], h if keep_h else None
+def _read(C_, h):
+    """C_t · h, B T G R P. A state with fewer rows than the batch is read without copying it."""
+    groups, size = C_.shape[1:3]
+    h = h.unflatten(1, (groups, -1))  # b G R P N
+    c = C_.unflatten(0, (-1, len(h))).permute(1, 2, 0, 3, 4).flatten(2, 3)  # b G (S T) N
+    y = (c @ h.flatten(2, 3).transpose(2, 3)).unflatten(2, (-1, size))  # b G S T (R P)
+    return y.permute(2, 0, 3, 1, 4).flatten(0, 1).unflatten(3, h.shape[2:4])
 
 
-def _read(C_, befores):
-    """C_t · h before the chunk, B J G R T P. A state with fewer rows than the batch is read without copying it."""
-    rows, _, groups, size, _ = C_.shape
-    out = []
-    for j, h in enumerate(befores):
-        if h is None:
-            h = torch.zeros_like(befores[-1])
-        h = h.unflatten(1, (groups, -1))  # b G R P N
-        c = C_[:, j].unflatten(0, (-1, len(h))).permute(1, 2, 0, 3, 4).flatten(2, 3)  # b G (S T) N
-        y = c @ h.flatten(2, 3).transpose(2, 3)  # b G (S T) (R P)
-        y = y.unflatten(2, (-1, size)).unflatten(4, h.shape[2:4])  # b G S T R P
-        out.append(y.permute(2, 0, 1, 4, 3, 5).reshape(rows, groups, h.shape[2], size, h.shape[3]))
-    return torch.stack(out, dim=1)
-
-
-def _many_decays(v, dt, A_HN, B_BLGN, C_BLGN, h0):
+def _many_decays(v, dt, A_HN, B_BLGN, C_BLGN, h0, keep_h):
     """Mamba-1: the state B N E stays in cache while the tokens go by; no length × state tensor is ever made."""
-    rows, length, heads, width = v.shape
+    heads, width, groups = *v.shape[2:], B_BLGN.shape[2]
     x_BLE = (v * dt[..., None]).flatten(2)
-    dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.T.repeat_interleave(width, dim=1)
-    h = v.new_zeros(rows, A_NE.shape[0], heads * width) if h0 is None else spread(_to_NE(h0), rows)
-    B_BLNG, C_BLNG = (m.transpose(2, 3) for m in (B_BLGN, C_BLGN))
+    dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.repeat_interleave(width, dim=0).T.contiguous()
+    h_BNE = v.new_zeros(len(v), *A_NE.shape) if h0 is None else spread(_to_NE(h0), len(v)).clone()
+    ys, hs = zip(*(_one_group(*each) for each in zip(
+        x_BLE.chunk(groups, 2), dt_BLE.chunk(groups, 2), A_NE.chunk(groups, 1), B_BLGN.unbind(2), C_BLGN.unbind(2),
+        h_BNE.chunk(groups, 2))))
+    y, h = _joined(ys, 2), _joined(hs, 2)
+    return y.unflatten(2, (heads, width)), h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+
+
+def _one_group(x_BLE, dt_BLE, A_NE, B_BLN, C_BLN, h_BNE):
+    """y_BLE and the last state of channels that share B and C. The state is written over unless it has gradients."""
+    advance = _grown if _needs_grad((x_BLE, dt_BLE, A_NE, B_BLN, h_BNE)) else _overwritten
     ys = []
-    for t in range(length):
-        decay = torch.exp(dt_BLE[:, t, None] * A_NE)
-        h = torch.addcmul(_to_heads(B_BLNG[:, t], heads * width) * x_BLE[:, t, None], decay, h)
-        ys.append((_to_heads(C_BLNG[:, t], heads * width) * h).sum(dim=1) if C_BLNG.shape[3] > 1
-                  else (C_BLNG[:, t].transpose(1, 2) @ h)[:, 0])
-    y = torch.stack(ys, dim=1).unflatten(2, (heads, width))
-    return y, h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+    for x, dt, B_, C_ in zip(x_BLE[:, :, None].unbind(1), dt_BLE[:, :, None].unbind(1), B_BLN[..., None].unbind(1),
+                             C_BLN[:, :, None].unbind(1)):
+        h_BNE = advance(h_BNE, torch.mul(dt, A_NE).exp_(), B_, x)
+        ys.append(C_ @ h_BNE)
+    return torch.cat(ys, dim=1), h_BNE
+
+
+def _grown(h, decay, B_, x):
+    return torch.addcmul(B_ * x, decay, h)
+
+
+def _overwritten(h, decay, B_, x):
+    return h.mul_(decay).addcmul_(B_, x)
 
 
 def _to_NE(h_BHPN):
     return h_BHPN.permute(0, 3, 1, 2).flatten(2)
 
 
-def _to_heads(m_BNG, inner):
-    return m_BNG if m_BNG.shape[2] == 1 else m_BNG.repeat_interleave(inner // m_BNG.shape[2], dim=2)
-
-
 def conv(u_BLC, weight_CK, bias_C, *, tail=None) -> tuple[Tensor, Tensor]:
     """The causal depthwise convolution as shifted sums: faster on CPU than a grouped conv1d."""
     length, width = u_BLC.shape[1], weight_CK.shape[1]
     tail = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
-    u = torch.cat([spread(tail, len(u_BLC)), u_BLC], dim=1)
-    y = torch.addcmul(bias_C, u[:, width - 1:], weight_CK[:, width - 1])
+    add = _added if _needs_grad((u_BLC, weight_CK, bias_C, tail)) else _added_in_place
+    tail, tap_KC = spread(tail, len(u_BLC)), weight_CK.T.contiguous()
+    y = add(torch.addcmul(bias_C, u_BLC, tap_KC[width - 1]), u_BLC, tap_KC, tail)
+    last = max(length - width + 1, 0)
+    return y, torch.cat([tail, u_BLC[:, last:]], dim=1)[:, length - last:]
+
+
+def _added(y, u_BLC, tap_KC, tail):
+    """The earlier taps added to y, from one tensor of all inputs: what gradients go back through fastest."""
+    u = torch.cat([tail, u_BLC], dim=1)
+    for k in range(len(tap_KC) - 1):
+        y = torch.addcmul(y, u[:, k:k + y.shape[1]], tap_KC[k])
+    return y
+
+
+def _added_in_place(y, u_BLC, tap_KC, tail):
+    """The earlier taps added to y, which is ours until it is returned, without a copy of the inputs."""
+    length, width = y.shape[1], len(tap_KC)
     for k in range(width - 1):
-        y = torch.addcmul(y, u[:, k:k + length], weight_CK[:, k])
-    return y, u[:, length:]
+        back = width - 1 - k  # how many tokens before its own this tap reads
+        y[:, back:].addcmul_(u_BLC[:, :max(length - back, 0)], tap_KC[k])
+        y[:, :back].addcmul_(tail[:, k:k + length], tap_KC[k])
+    return y

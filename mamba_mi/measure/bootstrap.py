@@ -46,7 +46,8 @@ def bca(num_CK, den_CK, present_CK, *, resamples: int, generator: torch.Generato
     """The bias-corrected and accelerated bootstrap of sum(num) / sum(den), resampling clusters.
 
     A cell is resampled over the clusters present in it alone; cells with the same clusters share their resamples.
-    The acceleration is the jackknife's, leaving out one cluster at a time (Efron & Tibshirani 1993, 14.3).
+    The acceleration is the jackknife's, leaving out one cluster at a time (Efron & Tibshirani 1993, 14.3); the
+    interval's `reach` is that of so few clusters.
     No interval: fewer than two clusters; denominators that change sign or vanish in some resample, where the ratio
     has a pole inside its distribution; an estimate outside all its resamples. Clusters that all have the same
     ratio give the point as interval: there is no spread to see, however few they are.
@@ -105,13 +106,22 @@ def _bca_block(num_CK, den_CK, counts_RC, level: float):
     return np.where(missing_K, np.nan, low_K), np.where(missing_K, np.nan, high_K), why_K
 
 
+def reach(level: float, clusters: int) -> float:
+    """How many standard errors an interval reaches: Student's quantile, times sqrt(C / (C - 1)).
+
+    A bootstrap of C clusters takes the spread over C for that over C - 1, and the normal's tails for Student's: read
+    at the normal's 1.96 it covers 94% at 40 clusters and 87% at 8 (Hesterberg 2015, Am. Statistician 69, 371).
+    """
+    return float(np.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, (1 + level) / 2))
+
+
 def _bca_levels(shift_RK, jackknife_CK, level: float):
     """The two quantile levels of each cell; not finite where the bias correction is, or the formula has its pole."""
     # Ties count half, as in scipy: whole resamples equal the estimate when the values are few and discrete.
     z0_K = ndtri(((shift_RK < 0).mean(axis=0) + (shift_RK <= 0).mean(axis=0)) / 2)
     lean_CK = jackknife_CK.mean(axis=0) - jackknife_CK
     a_K = (lean_CK**3).sum(axis=0) / (6 * (lean_CK**2).sum(axis=0) ** 1.5)
-    z_2 = ndtri([(1 - level) / 2, (1 + level) / 2])
+    z_2 = np.array([-1.0, 1.0]) * reach(level, len(jackknife_CK))
     stretch_2K = 1 - a_K * (z0_K + z_2[:, None])
     return np.where(stretch_2K > 0, ndtr(z0_K + (z0_K + z_2[:, None]) / stretch_2K), np.nan)
 

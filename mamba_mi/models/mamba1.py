@@ -80,8 +80,8 @@ class Block(Mixer):
         dt_BLE = at("dt", F.softplus(z_dt))
         B_BLGN, C_BLGN = at("B", B_BLN[:, :, None]), at("C", C_BLN[:, :, None])
         y_BLEP, h = self.mix(trace, v_BLE[..., None], dt_BLE, -self.A_log.exp(), B_BLGN, C_BLGN, past, keep)
-        y_BLE = at("scan_out", y_BLEP[..., 0] + (self.D * v_BLE).to(v_BLE.dtype))
-        out_BLD = at("out", self.out_proj(at("gated", y_BLE * F.silu(z_BLE))))
+        y_BLE = at("scan_out", torch.addcmul(y_BLEP[..., 0], v_BLE, self.D).to(v_BLE.dtype))
+        out_BLD = at("out", self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE))))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
 
     @torch.no_grad()

@@ -88,8 +88,9 @@ class Block(Mixer):
         B_BLGN, C_BLGN = at("B", B_BLC.unflatten(-1, (G, -1))), at("C", C_BLC.unflatten(-1, (G, -1)))
         v_BLHP = v_BLE.unflatten(-1, (H, -1))
         y_BLHP, h = self.mix(trace, v_BLHP, dt_BLH, -self.A_log.exp()[:, None], B_BLGN, C_BLGN, past, keep)
-        y_BLE = at("scan_out", (y_BLHP + (self.D[:, None] * v_BLHP).to(v_BLHP.dtype)).flatten(2))
-        gated_BLE = self.gated_norm(y_BLE * F.silu(z_BLE)).to(y_BLE.dtype)  # gate before norm
+        y_BLHP = torch.addcmul(y_BLHP, v_BLHP, self.D[:, None]).to(v_BLHP.dtype)
+        y_BLE = at("scan_out", y_BLHP.flatten(2))
+        gated_BLE = self.gated_norm(F.silu(z_BLE).mul_(y_BLE)).to(y_BLE.dtype)  # gate before norm
         out_BLD = at("out", self.out_proj(at("gated", gated_BLE)))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
 

@@ -31,10 +31,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.groups == 1:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        x = x.unflatten(-1, (self.groups, -1))
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps).flatten(-2) * self.weight
+        parts = x.unflatten(-1, (self.groups, -1))
+        # torch's rms_norm makes three tensors of this size on CPU, and most of its time is the memory for them
+        square = torch.linalg.vector_norm(parts, dim=-1, keepdim=True).square() / parts.shape[-1]
+        return (parts * torch.rsqrt(square + self.eps)).flatten(-2).mul_(self.weight)
 
 
 class Mixer(nn.Module):
@@ -61,7 +61,7 @@ class Mixer(nn.Module):
         """The conv after its SiLU, and its last inputs."""
         tail = None if past is None else past.tail_BKC
         c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail)
-        return F.silu(c_BLC), tail
+        return F.silu(c_BLC, inplace=not c_BLC.requires_grad), tail
 
     def mix(self, trace, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, past: State | None, keep: bool):
         """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches.

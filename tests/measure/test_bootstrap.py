@@ -11,6 +11,7 @@ from mamba_mi.measure.bootstrap import (
     bca,
     cluster_sums,
     crossed,
+    reach,
     resample_counts,
     t_interval,
 )
@@ -21,7 +22,8 @@ def ratio(num, den, axis=-1):
 
 
 def scipy_bca(num_C, den_C, distribution_R, level):
-    """scipy's interval over clusters, with our resamples' estimates as its bootstrap distribution."""
+    """scipy's interval over clusters, with our resamples' estimates as its bootstrap distribution, read as far out."""
+    level = 2 * scipy_stats.norm.cdf(reach(level, len(num_C))) - 1
     result = scipy_bootstrap((num_C, den_C), ratio, paired=True, n_resamples=2, method="percentile")
     result.bootstrap_distribution = distribution_R
     return scipy_bootstrap((num_C, den_C), ratio, paired=True, n_resamples=0, confidence_level=level, method="BCa",
@@ -52,6 +54,15 @@ def test_bca_is_scipys_on_the_same_resamples(level):
     assert ours.why == ("",) * 3
 
 
+@pytest.mark.parametrize("clusters", [2, 3, 8, 200])
+def test_an_interval_of_a_normal_sample_reaches_as_far_as_students(clusters):
+    """The plain bootstrap's standard error divides by n: times `reach` it is the t interval's half width."""
+    x_C = np.random.default_rng(clusters).normal(size=clusters)
+    half = reach(0.95, clusters) * x_C.std() / np.sqrt(clusters)
+    low, high = scipy_stats.t.interval(0.95, clusters - 1, x_C.mean(), scipy_stats.sem(x_C))
+    assert half == pytest.approx((high - low) / 2)
+
+
 def test_bca_counts_ties_half_as_scipy_does():
     hits_C = np.array([1.0, 0, 1, 1, 0, 1, 0, 1])
     ours = bca(hits_C[:, None], np.ones((8, 1)), np.ones((8, 1)), resamples=999, generator=stream(0, "ties"))
@@ -63,7 +74,8 @@ def test_bca_counts_ties_half_as_scipy_does():
 def test_bca_agrees_with_scipys_own_resampling_of_single_prompts():
     x_N = np.random.default_rng(3).exponential(size=30)
     ours = bca(x_N[:, None], np.ones((30, 1)), np.ones((30, 1)), resamples=20000, generator=stream(0, "b"))
-    theirs = scipy_bootstrap((x_N,), np.mean, n_resamples=20000, rng=np.random.default_rng(0)).confidence_interval
+    theirs = scipy_bootstrap((x_N,), np.mean, n_resamples=20000, rng=np.random.default_rng(0),
+                             confidence_level=2 * scipy_stats.norm.cdf(reach(0.95, 30)) - 1).confidence_interval
     assert (ours.low[0], ours.high[0]) == pytest.approx(tuple(theirs), abs=0.02)       # Monte Carlo error of both
 
 

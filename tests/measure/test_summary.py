@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
+from mamba_mi.measure.bootstrap import reach
 from mamba_mi.measure.effects import effects
 from mamba_mi.measure.summary import summarise
 
@@ -87,9 +88,10 @@ def test_intervals_are_scipys_bca_over_clusters(f):
     for row in summarise(table(f), CLUSTERS, CONDITIONS, **ARGUMENTS | {"resamples": 20000}):
         sums = cell_of(f, row).groupby("cluster")[["difference", "scale"]].sum()
         theirs = scipy_stats.bootstrap((sums.difference, sums.scale), lambda x, y, axis=-1: x.sum(axis) / y.sum(axis),
-                                       paired=True, n_resamples=20000, rng=np.random.default_rng(0))
+                                       paired=True, n_resamples=20000, rng=np.random.default_rng(0),
+                                       confidence_level=2 * scipy_stats.norm.cdf(reach(0.95, len(sums))) - 1)
         low, high = theirs.confidence_interval
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=0.05 * (high - low))   # Monte Carlo
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=0.08 * (high - low))   # Monte Carlo, far out
 
 
 def test_p_values_are_those_of_every_flip_of_the_family(f, rows):
