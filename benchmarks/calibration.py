@@ -35,8 +35,9 @@ DRAWN: dict[str, Callable] = {  # mean 0, standard deviation 1
     "gamma, skewness 1": lambda rng, shape: rng.gamma(4.0, 0.5, shape) - 2.0,
     "exponential, skewness 2": lambda rng, shape: rng.exponential(1.0, shape) - 1.0,
     "lognormal, skewness 6": lambda rng, shape: (rng.lognormal(0.0, 1.0, shape) - np.exp(0.5)) / 2.1612,
-    # permuting which answer is right flips an effect's sign, however heavy its tail
-    "permuted answers": lambda rng, shape: rng.lognormal(0.0, 1.0, shape) * rng.choice([-1.0, 1.0], shape) / np.e,
+    # permuting which answer is right flips an effect's sign and leaves its size, skewed as sizes are
+    "permuted answers": lambda rng, shape: rng.gamma(2.0, 1.0, shape) * rng.choice([-1.0, 1.0], shape) / 6**0.5,
+    "permuted answers, heavy tails": lambda rng, shape: rng.lognormal(0.0, 1.0, shape) * rng.choice([-1.0, 1.0], shape) / np.e,
 }
 TARGETS = {"false_positives": (4.0, 6.0), "mean_covered": (93.5, 96.5), "ratio_covered": (93.5, 96.5)}  # from n = 100 on
 
@@ -62,7 +63,7 @@ def prompts(design: Design, cluster_N, runs: int, rng) -> np.ndarray:
     if not design.clustered:
         return own_NK
     shared_CK = draw(rng, (cluster_N.max() + 1, runs))
-    if design.drawn == "permuted answers":  # the answer is permuted for the subject, hence for all its prompts
+    if design.drawn.startswith("permuted answers"):  # the answer is permuted for the subject, hence for all its prompts
         return np.abs(own_NK) * np.sign(shared_CK)[cluster_N]
     return (own_NK + shared_CK[cluster_N]) / 2**0.5
 
