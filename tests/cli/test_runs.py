@@ -60,7 +60,7 @@ def test_the_runner_sees_the_command_as_it_was_given(command, runner):
 
 def test_a_glob_names_models(command):
     ran = command("-m", "model=glob(tiny*)").ran
-    assert [(cfg.model.name, cfg.dataset.name) for cfg in ran] == [("tiny", "facts")]
+    assert [(cfg.model.name, cfg.dataset.name) for cfg in ran] == [("tiny", "facts"), ("tiny-mamba1", "facts")]
 
 
 def test_a_named_sweep_runs_every_model_it_names_with_every_seed(command):
