@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, so before torch
+# Read when torch's threads start: waiting ones sleep. Spinning, two threads beside another busy program took the main
+# job from 11 s to minutes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from hydra.core.hydra_config import HydraConfig
