@@ -59,30 +59,45 @@ def _joined(parts, dim=0):
 def _one_decay(v, dt, A_H1, B_BLGN, C_BLGN, h0, keep_h):
     """Mamba-2's dual form, a chunk after another: what one chunk makes stays in cache until it is read."""
     length, ys, h = v.shape[1], [], h0
+    # an edited dt may be negative, and then what it spans grows
+    spanned = _growing if _needs_grad((v, dt, A_H1, B_BLGN, C_BLGN, h0)) or bool((dt < 0).any()) else _fading
     for start in range(0, length, CHUNK):
         part = slice(start, start + CHUNK)
         y, h = _chunk(v[:, part], dt[:, part], A_H1, B_BLGN[:, part], C_BLGN[:, part], h,
-                      keep_h or start + CHUNK < length)
+                      keep_h or start + CHUNK < length, spanned)
         ys.append(y)
     return _joined(ys, 1), h
 
 
-def _chunk(v, dt, A_H1, B_BTGN, C_BTGN, h, keep_h):
+def _chunk(v, dt, A_H1, B_BTGN, C_BTGN, h, keep_h, spanned):
     """Inside: y = ((C Bᵀ) ∘ decay) x; from before: C h, decayed. The state after it unless not `keep_h`."""
-    size, groups = v.shape[1], B_BTGN.shape[2]
+    groups = B_BTGN.shape[2]
     x = (v * dt[..., None]).unflatten(2, (groups, -1))  # B T G R P
     B_, C_ = B_BTGN.transpose(1, 2), C_BTGN.transpose(1, 2)  # B G T N
     # float64: differences of a long float32 sum are off by 1e-2 in logits at L = 300
     cum = torch.clamp_min(dt * A_H1[:, 0], UNDERFLOW).double().cumsum(1).unflatten(2, (groups, -1))  # B T G R
-    across = cum.permute(0, 2, 3, 1)  # B G R T
-    future = torch.ones(size, size, dtype=torch.bool, device=v.device).triu(1)
-    span = (across[..., :, None] - across[..., None, :]).to(x.dtype).masked_fill_(future, -torch.inf)
-    y = (span.exp_() * (C_ @ B_.transpose(2, 3))[:, :, None]) @ x.permute(0, 2, 3, 1, 4)
+    y = spanned(cum.permute(0, 2, 3, 1).contiguous(), C_ @ B_.transpose(2, 3)) @ x.permute(0, 2, 3, 1, 4)
     y = y.permute(0, 3, 1, 2, 4)  # B T G R P
     if h is not None:
-        y = _read(C_, h) * cum.exp().to(x.dtype)[..., None] + y
+        y = torch.addcmul(y, _read(C_, h), cum.exp().to(x.dtype)[..., None])
     y = y.flatten(2, 3)
     return y, _after(x, cum, B_, h) if keep_h else None
+
+
+def _growing(cum_BGRT, CB_BGTT):
+    """(C_t · B_s) times what is left at t of s, 0 for s after t; of any dt, with gradients."""
+    size = cum_BGRT.shape[-1]
+    future = torch.ones(size, size, dtype=torch.bool, device=cum_BGRT.device).triu(1)
+    span = (cum_BGRT[..., :, None] - cum_BGRT[..., None, :]).to(CB_BGTT.dtype).masked_fill(future, -torch.inf)
+    return span.exp() * CB_BGTT[:, :, None]
+
+
+def _fading(cum_BGRT, CB_BGTT):
+    """The same where every span between s and a later t is a decay, so that those of the future can be cut off at 1."""
+    size = cum_BGRT.shape[-1]
+    span = torch.empty(*cum_BGRT.shape, size, dtype=CB_BGTT.dtype, device=CB_BGTT.device)
+    torch.sub(cum_BGRT[..., :, None], cum_BGRT[..., None, :], out=span)  # in float64, kept in x's type
+    return span.clamp_max_(0).exp_().mul_(CB_BGTT.tril_()[:, :, None])
 
 
 def _after(x, cum, B_, h):

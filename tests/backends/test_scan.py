@@ -55,6 +55,14 @@ def shape(request):
     return request.param
 
 
+def test_a_negative_dt_as_an_edit_can_make_it_lets_the_state_grow(backend, shape):
+    args, h0 = drawn(shape, 70)
+    args.dt_BLH[:, ::7] *= -1
+    y, h = backend.scan(*args, h0=h0)
+    for got, want in zip((y, h), by_hand(args, h0), strict=True):
+        assert deviation(got, want) < 1e-10
+
+
 @pytest.mark.parametrize("start", [False, True], ids=["from-zero", "from-h0"])
 def test_scan_is_the_loop_over_tokens(backend, shape, start):
     for length in LENGTHS:
