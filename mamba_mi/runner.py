@@ -29,6 +29,7 @@ from mamba_mi.measure.selection import Selection, select
 from mamba_mi.measure.summary import summarise
 from mamba_mi.report import console as tables
 from mamba_mi.report.run import write_report
+from mamba_mi.report.tables import read_run
 from mamba_mi.runs import identity, provenance
 from mamba_mi.runs.forecast import forecast
 from mamba_mi.runs.logbook import Card, check_logbook, open_logbook
@@ -54,13 +55,16 @@ class Built:
         return {"device": str(self.lm.device), "backend": self.lm.choice._asdict(), "threads": torch.get_num_threads(),
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
                 "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
-                                 **({"data": self.dataset.fingerprint} if self.dataset else {})}}
+                                 **({"data": self.dataset.fingerprint} if self.dataset else {})},
+                "model": {"variant": self.lm.config.variant, "layers": self.lm.config.n_layer,
+                          "parameters": sum(x.numel() for x in self.lm.parameters())}}
 
 
 def run(cfg: DictConfig) -> Path | None:
     """Do what the configuration says; the run's folder, or None for a dry run."""
     settings = OmegaConf.to_container(cfg, resolve=True)
-    console.print(tables.config_tree(settings))
+    if sweep_folder() is None:  # of a sweep's jobs the label says what differs
+        console.print(tables.config_tree(settings))
     built = build(settings)
     if settings["dry_run"]:
         _forecast(built)
@@ -262,13 +266,12 @@ def prompt_records(selection: Selection, train: Selection) -> list[dict]:
 
 
 def _show(experiment: Experiment, folder: Path) -> None:
-    from mamba_mi.report.tables import read_run
-
-    run_tables = read_run(folder)
-    rows = experiment.headline(run_tables.summary)
-    if rows:
-        console.print(tables.result_table(rows, experiment.question))
-    for sentence in experiment.findings(run_tables.summary):
-        console.print(f"• {sentence}", highlight=False)
+    if sweep_folder() is None:  # the sweep's own table has the others
+        run_tables = read_run(folder)
+        rows = experiment.headline(run_tables.summary)
+        if rows:
+            console.print(tables.result_table(rows, experiment.question))
+        for sentence in experiment.findings(run_tables.summary):
+            console.print(f"• {sentence}", highlight=False)
     made = folder / ("summary.json" if experiment.summary_only else "report.html")
     console.print(f"{made.stem}: {made}", soft_wrap=True, highlight=False)

@@ -78,7 +78,9 @@ def _obey(argv: list[str]) -> int:
     if plan.folder is not None and not plan.dry_run:
         return _sweep(asked.flags, plan)
     with tempfile.TemporaryDirectory() as nowhere:  # Hydra makes a sweep's folder, a dry run none
-        _hand_over(asked.flags, plan.words, [_sweep_dir(nowhere)] if plan.dry_run else [])
+        # a dry run has nothing to run side by side: it needs no launcher
+        words = [word for word in plan.words if not (plan.dry_run and word.startswith("launcher="))]
+        _hand_over(asked.flags, words, [_sweep_dir(nowhere)] if plan.dry_run else [])
     return 1 if PROGRESS.failed else 0
 
 

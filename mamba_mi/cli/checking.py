@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,8 @@ def _lines(composer: Composer, override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise UserError(f"{override.input_line}: an interval has no list of values; write {key}=a,b or {key}=range(0,3)")
     lines = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if twice := [line for line, count in Counter(lines).items() if count > 1]:
+        raise UserError(f"{override.input_line}: {', '.join(twice)} is there twice, and would be one run")
     if not lines:
         known = composer.options(override.key_or_group)
         raise UserError(f"{override.input_line}: matches nothing; {key} has {', '.join(known) or 'no named options'}")

@@ -20,6 +20,7 @@ def parse(argv: list[str]) -> Namespace:
 
     parser = get_args_parser()
     parser.error = _refuse
+    parser.allow_abbrev = False  # --experiment= is a slip for experiment=, not for --experimental-rerun
     asked, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         _refuse_flag(unknown[0])

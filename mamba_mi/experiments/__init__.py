@@ -63,6 +63,15 @@ class Experiment:
         """Learn what the measurement needs from the items `train`; resumable from its own `scratch` folder."""
 
     @property
+    def title(self) -> str:
+        """What the report is headed by."""
+        return self.name
+
+    def setting_in_words(self) -> dict[str, str]:
+        """What of its knobs a reader must know beside model, data and seed."""
+        return {}
+
+    @property
     def name(self) -> str:
         """The registry's key: the name of the file the experiment is in."""
         return type(self).__module__.rpartition(".")[2]

@@ -46,13 +46,16 @@ def check(knobs: Knobs, lm) -> None:
         if not chosen:
             raise UserError(f"method.{key}=[]: give at least one of {', '.join(known)}")
         for name in chosen:
-            _one_of(f"method.{key}={name}: {lm.name} has", name, known)
+            _one_of(f"method.{key}={name}: {f'{lm.name} has' if key == 'sites' else 'there are'}", name, known)
     _one_of(f"method.corruption={knobs.corruption}: there are", knobs.corruption, CORRUPTIONS)
     if "logit_difference" not in knobs.metrics:
         raise UserError("method.metrics must hold logit_difference: the headline is its normalised form")
-    for key in ("noise", "samples", "rank", "train", "das_steps", "batch"):
-        if getattr(knobs, key) <= 0:
-            raise UserError(f"method.{key}={getattr(knobs, key)}: give more than 0")
+    for key, least in (("noise", 1e-9), ("samples", 1), ("rank", 1), ("train", 8), ("das_steps", 1), ("batch", 1), ("tau", 0),
+                       ("resamples", 20)):
+        if getattr(knobs, key) < least:
+            raise UserError(f"method.{key}={getattr(knobs, key)}: give {'more than 0' if least < 1 and least else f'at least {least}'}")
+    if knobs.roles != "all" and not knobs.roles:
+        raise UserError("method.roles=[]: give all or at least one role, such as last")
     layers(knobs, lm)
     _check_parts(knobs, lm)
 

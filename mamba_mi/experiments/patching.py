@@ -28,7 +28,7 @@ from mamba_mi.interventions.patches import Cell
 from mamba_mi.measure.answers import answers, reader
 from mamba_mi.measure.controls import NORM
 from mamba_mi.measure.effects import effects
-from mamba_mi.report.patching_words import HEADLINE, beside_chance, caveats, crossing
+from mamba_mi.report.patching_words import HEADLINE, beside_chance, caveats, crossing, largest, setting
 from mamba_mi.runs import files
 from mamba_mi.runs.progress import bar
 from mamba_mi.trace import Site, site_name
@@ -47,8 +47,8 @@ class Patching(Experiment):
     normalised = {"logit_difference": HEADLINE}
 
     def __init__(self, knobs, lm, setting):
-        # as TransformerLens and MambaLens name them, too
-        knobs = replace(knobs, sites=[site_name(name) for name in knobs.sites])
+        # as TransformerLens and MambaLens name them, too; each once
+        knobs = replace(knobs, sites=list(dict.fromkeys(map(site_name, knobs.sites))))
         super().__init__(knobs, lm, setting)
         self.fitted = Fitted(lm, knobs.subspace, knobs.rank, setting.seed) if knobs.subspace else None
 
@@ -59,6 +59,15 @@ class Patching(Experiment):
                     "and is that more than in random ones?")
         what = "In which heads" if self.knobs.heads is not None else "Where in the model"
         return f"{what} does the information that decides the answer sit, and where does it move to?"
+
+    @property
+    def title(self) -> str:
+        if self.knobs.subspace:
+            return "patching in a subspace"
+        return "causal tracing" if self.knobs.corruption == "noise" else "patching"
+
+    def setting_in_words(self):
+        return setting(self.knobs)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -243,13 +252,18 @@ class Patching(Experiment):
 
     def findings(self, summary):
         ways, site = [way for way in DIRECTIONS if way in self.knobs.directions], self.knobs.sites[0]
+        if all(row["mean"] is None for row in summary if row["metric"] == HEADLINE):
+            return [f"There is no result: in every pair the two runs lie within method.tau={self.knobs.tau:g} logits of each "
+                    "other, so none was left to take a ratio of."]
         if self.knobs.subspace:
             places = dict.fromkeys(row["conditions"]["role"] for row in summary)
             return [line for way in ways for role in places
                     for line in beside_chance(summary, way, site, role, self.knobs.subspace)]
+        told = [line for way in ways for line in largest(summary, way)]
         if self.knobs.heads is not None:
-            return []
-        return [line for way in ways for role in ("subject", "last") for line in crossing(summary, way, site, role)]
+            return told
+        return [line for way in ways for role in ("subject", "last") for line in crossing(summary, way, site, role)] + (
+            told if len(self.knobs.sites) > 1 or self.knobs.roles != "all" else [])
 
     def caveats(self, summary):
         return caveats(summary, self.knobs)

@@ -61,7 +61,9 @@ def _tokens(lm, prompt) -> Tensor:
         return torch.tensor([prompt.token_ids])
     if lm.tokenizer is None:
         raise UserError(f"{lm.name} has no tokenizer: give tokens_BL, or load it with tokenizer=FILE")
-    return torch.tensor([lm.tokenizer(prompt, add_special_tokens=False).input_ids])
+    if not (ids := lm.tokenizer(prompt, add_special_tokens=False).input_ids):
+        raise UserError(f"attention of {prompt!r}: the text has no tokens")
+    return torch.tensor([ids])
 
 
 def _check(lm, heads, channels, over_channels) -> None:

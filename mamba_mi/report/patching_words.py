@@ -4,9 +4,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mamba_mi.report.words import number, p_value, share
+from mamba_mi.report.words import role as role_name
+from mamba_mi.report.words import site as site_name
 
 HEADLINE = "normalised_logit_difference"
 VERBS = {"denoising": ("Restoring", "brings back"), "noising": ("Corrupting", "destroys")}
+SHOWN = 4  # sites told of
 ROLES = {"subject": "all subject tokens", "last": "the last token"}
 
 
@@ -17,7 +20,9 @@ def crossing(summary: Sequence[Mapping], direction: str, site: str, role: str) -
         return []
     verb = VERBS[direction]
     peak, final = max(rows, key=lambda row: row["mean"]), rows[-1]
-    text = (f"{verb[0]} {ROLES[role]} ({site}) {verb[1]} the most at layer {peak['conditions']['layer']}: {share(peak)} of the "
+    if len(rows) == 1 or not _stands_out(peak):
+        return []
+    text = (f"{verb[0]} {ROLES[role]} ({site_name(site)}) {verb[1]} the most at layer {peak['conditions']['layer']}: {share(peak)} of the "
             f"logit difference, n = {peak['n']}")
     if peak["mean"] < 0.5:
         return [f"{text}; it stays below one half before every layer measured."]
@@ -26,6 +31,43 @@ def crossing(summary: Sequence[Mapping], direction: str, site: str, role: str) -
         return [f"{text}; it is still {share(final)} before layer {final['conditions']['layer']}."]
     verb = "falls below" if role == "subject" else "passes"
     return [f"{text}; it {verb} one half at layer {turn['conditions']['layer']} ({share(turn)})."]
+
+
+def largest(summary: Sequence[Mapping], direction: str) -> list[str]:
+    """The largest single effects over all sites, roles and heads, among those that stand out of the whole map."""
+    rows = [row for row in summary if row["metric"] == HEADLINE and row["mean"] is not None
+            and row["conditions"]["direction"] == direction and row["conditions"]["role"] != "subject_last"]
+    firm = sorted(filter(_stands_out, rows), key=lambda row: -abs(row["mean"]))
+    if not rows:
+        return []
+    if not firm:
+        return [f"{VERBS[direction][0]}: of {len(rows)} cells none stands out at 5% after correction over the whole map (max-T)."]
+    of_site = {}  # the largest at each site, so that the residual stream does not fill the list
+    for row in firm:
+        of_site.setdefault(row["conditions"]["site"], row)
+    said = "; ".join(f"{_place(row['conditions'])} {share(row)}" for row in list(of_site.values())[:SHOWN])
+    return [f"{VERBS[direction][0]}: {len(firm)} of {len(rows)} cells stand out (max-T), the largest of each site: {said}."]
+
+
+def _stands_out(row: Mapping) -> bool:
+    return row.get("p_adjusted") is None or row["p_adjusted"] < 0.05
+
+
+def _place(conditions: Mapping) -> str:
+    head = f" head {conditions['head']}" if conditions.get("head") is not None else ""
+    layer = "" if conditions["layer"] < 0 else f", layer {conditions['layer']}"
+    return f"{site_name(conditions['site'])}{head}{layer}, {role_name(conditions['role'])}"
+
+
+def setting(knobs) -> dict[str, str]:
+    """What decides the result beside model, data and seed."""
+    corruption = {"pair": "another subject in the same words", "resample": "any prompt of the same shape",
+                  "noise": f"noise of {knobs.noise:g} standard deviations on the subject, {knobs.samples} draws"}
+    told = {"corrupted run": corruption[knobs.corruption], "metrics": ", ".join(knobs.metrics)}
+    if knobs.subspace:
+        drawn = knobs.draws if knobs.draw is None else 1
+        told["subspace"] = f"{knobs.subspace.replace('_', ' ')}, rank {knobs.rank}, {drawn} draws a family"
+    return told | {key: str(getattr(knobs, key)) for key in ("heads", "dims") if getattr(knobs, key) is not None}
 
 
 def beside_chance(summary: Sequence[Mapping], direction: str, site: str, role: str, kind: str) -> list[str]:
@@ -38,11 +80,13 @@ def beside_chance(summary: Sequence[Mapping], direction: str, site: str, role: s
     whole = _curve(summary, direction=direction, site=site, role=role, subspace="full", layer=layer)
     verb = VERBS[direction]
     text = (f"{verb[0]} {peak['conditions']['rank']} dimensions ({kind.replace('_', ' ')}) of {ROLES.get(role, role)} "
-            f"({site}) {verb[1]} the most at layer {layer}: {share(peak)} of the logit difference, n = {peak['n']}")
+            f"({site_name(site)}) {verb[1]} the most at layer {layer}: {share(peak)} of the logit difference, n = {peak['n']}")
     text += f"; the whole value, {share(whole[0])}" if whole else ""
     if peak.get("control_p") is not None:
         text += (f"; random subspaces of that rank, {number(peak['control_mean'])} [{number(peak['control_low'])}, "
-                 f"{number(peak['control_high'])}], the middle 95% of {peak['draws']} draws, p = {p_value(peak['control_p'])}")
+                 f"{number(peak['control_high'])}], the middle 95% of {peak['draws']} draws, p {_equals(peak['control_p'])}")
+        others = {family: peak.get(f"control_p_{family}") for family in ("covariance", "rescaled")}
+        text += "".join(f"; {family} p {_equals(p)}" for family, p in others.items() if p is not None)
     return [f"{text}."]
 
 
@@ -52,7 +96,7 @@ def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
     few = [f"Only {n} prompts: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
     told = [
         f"Prompts whose clean and corrupt logit differences lie within {knobs.tau} are left out of the ratio; "
-        "the column `excluded` counts them.",
+        "the column excluded counts them.",
         "Patching shows where information that distinguishes the two prompts is used, not how it is computed. "
         "A site can be sufficient without being necessary, where the model holds the information twice.",
         "The conv of width 4 carries a token's content into the next three positions of the scan, so a site after "
@@ -89,6 +133,11 @@ def _of_subspace(summary: Sequence[Mapping], knobs) -> list[str]:
     elif not knobs.draws and knobs.draw is None:
         told.append("No random subspaces were drawn: whether the effect beats chance is not known (method.draws=100).")
     return told
+
+
+def _equals(p: float) -> str:
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _curve(summary, **wanted) -> list[Mapping]:

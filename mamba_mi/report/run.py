@@ -21,9 +21,9 @@ def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[st
         figure, caption = draw(name, tables)
         drawn.append((save(figure, folder, name), caption))
     page = Page(
-        title=f"{experiment.name} · {tables.config['model']['name']}",
+        title=f"{experiment.title} · {tables.config['model']['name']}",
         question=experiment.question,
-        setting=_setting(tables),
+        setting={**_setting(tables), **experiment.setting_in_words()},
         findings=experiment.findings(tables.summary),
         table=experiment.headline(tables.summary),
         figures=drawn,
@@ -43,12 +43,18 @@ def _setting(tables: RunTables) -> dict[str, str]:
     backend = manifest.get("backend") or {}
     return {
         "model": f"{model['name']} ({model['path'] or model['hub'] or 'embedded'})",
+        "is a": _kind(manifest.get("model") or {}),
         "data": dataset["name"] + (f" ({dataset['path']})" if dataset.get("path") else ""),
         "arithmetic": f"{manifest.get('dtype', config['dtype'])}, backend {backend.get('used', '?')} on "
                       f"{manifest.get('device', '?')}, {manifest.get('threads', '?')} threads",
         "seed": str(config["seed"]),
         "run": manifest.get("run_id", ""),
     }
+
+
+def _kind(model: dict) -> str:
+    """What the checkpoint is, whatever it is called: a name and a folder may contradict each other."""
+    return f"{model['variant']}, {model['layers']} layers, {model['parameters']:,} parameters" if model else "not recorded"
 
 
 def _measured(tables: RunTables) -> list[str]:

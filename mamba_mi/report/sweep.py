@@ -171,7 +171,9 @@ def _setting(found: Found) -> dict[str, str]:
 def _caveats(found: Found) -> list[str]:
     seeds = max((row.get("n_seeds") or 1 for row in found.pooled.rows), default=0)
     said = list(dict.fromkeys(found.pooled.notes))
-    if found.pooled.draws or not found.pooled.rows:
+    if found.pooled.draws and found.experiments:
+        return said + found.experiments[0].caveats(found.pooled.rows)
+    if not found.pooled.rows:
         return said
     said += _noted(found)
     if seeds > 1:

@@ -103,6 +103,8 @@ def of_draws(rows: Sequence[dict], null: Sequence[dict], metric: str) -> list[st
         beside = "; ".join(f"{each['family']} {number(each['mean'])}, 95% in [{number(each['low'])}, {number(each['high'])}], "
                            f"{each['draws']} draws" for each in chance)
         p = NOTHING if row["control_p"] is None else _equals(row["control_p"])
+        p += "".join(f", {family} {_equals(row[key])}" for family in ("covariance", "rescaled")
+                     if row.get(key := f"control_p_{family}") is not None)
         said.append(f"{cell(row['conditions'])}: {share(row)}, n = {row['n']}. Random subspaces: {beside}. "
                     f"p (control, isotropic) {p}.")
     return said

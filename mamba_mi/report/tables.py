@@ -63,8 +63,8 @@ def read_run(folder: str | Path) -> RunTables:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a run's folder holds it once the run is done, "
-                        "and running the same command again completes an interrupted run")
+        raise UserError(f"{path}: no such file; a run's folder holds it once the run is done: the same command "
+                        "goes on with an interrupted run, and with force=true makes a damaged one again")
     return path
 
 

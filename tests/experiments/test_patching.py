@@ -127,7 +127,8 @@ def test_the_words_name_the_layers_where_the_curves_turn(tmp_path):
                 "metric": HEADLINE, "n": 80, "mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}
     falling, rising = [0.98, 0.81, 0.30, 0.02], [0.0, 0.21, 0.66, 0.97]
     rows = [row("subject", i, m) for i, m in enumerate(falling)] + [row("last", i, m) for i, m in enumerate(rising)]
-    subject, last = experiment.findings(rows)
+    subject, last, overall = experiment.findings(rows)
+    assert "8 of 8 cells stand out (max-T), the largest of each site: residual stream, layer 0, whole subject 0.98" in overall
     assert "0.98 [0.93, 1.03]" in subject and "falls below one half at layer 2 (0.30" in subject
     assert "0.97" in last and "passes one half at layer 2 (0.66" in last
     assert len(experiment.caveats(rows)) == 3 and len(experiment.caveats([{"n": 12}])) == 4

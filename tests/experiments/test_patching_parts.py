@@ -241,7 +241,8 @@ def test_what_das_found_is_taken_up_again_and_not_searched_for_twice(tmp_path):
     ({"subspace": "mean_diff"}, "did you mean 'mean_difference'"), ({"draws": 5}, "give method.subspace"),
     ({"subspace": "pca", "sites": ["state"]}, "site with one axis"), ({"subspace": "pca", "rank": 40}, "at most 32"),
     ({"subspace": "pca", "draws": 2, "draw": 1}, "give one of them"), ({"corruption": "nose"}, "did you mean 'noise'"),
-    ({"subspace": "pca", "rank": 20, "draws": 9, "sites": ["resid"]}, "at most 16 with controls"), ({"samples": 0}, "more than 0"),
+    ({"subspace": "pca", "rank": 20, "draws": 9, "sites": ["resid"]}, "at most 16 with controls"), ({"samples": 0}, "at least 1"), ({"resamples": 0}, "at least 20"),
+    ({"tau": -1.0}, "at least 0"), ({"noise": 0.0, "corruption": "noise"}, "more than 0"), ({"roles": []}, "at least one role"),
 ])
 def test_parts_that_do_not_fit_are_one_clear_line(knobs, message):
     with pytest.raises(UserError, match=message) as caught:
@@ -251,9 +252,9 @@ def test_parts_that_do_not_fit_are_one_clear_line(knobs, message):
 
 def test_sites_may_have_their_names_in_other_libraries():
     lm, pairs = small("mamba2"), batch()
-    ours, theirs = (patching(lm, sites=[name], layers=[1], roles=["last"]).step(pairs)
-                    for name in ("resid", "hook_resid_pre"))
-    assert ours.equals(theirs)
+    ours, theirs, both = (patching(lm, sites=names, layers=[1], roles=["last"]).step(pairs)
+                          for names in (["resid"], ["hook_resid_pre"], ["resid", "hook_resid_pre"]))
+    assert ours.equals(theirs) and ours.equals(both)
 
 
 def test_mamba1_has_no_heads():

@@ -15,7 +15,7 @@ from mamba_mi.report.words import DIRECTIONS, SITES, sample
 
 HEADLINE = "normalised_logit_difference"
 AXES = ("direction", "site", "role", "layer")
-ROLE_ORDER = ("bos", "pre_subject", "subject_", "subject", "relation", "between", "last")
+ROLE_ORDER = ("bos", "pre_subject", "subject_", "subject_last", "subject", "relation", "between", "last")
 
 
 @dataclass(frozen=True)

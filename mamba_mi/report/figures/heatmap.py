@@ -35,6 +35,8 @@ def heatmap(axes: Axes, grid: Grid, direction: str, site: str, limit: float, int
         if row is None:
             continue
         ink = style.ink_on(colours(norm(mean))) if np.isfinite(mean) else style.INK
+        if not stands_out(row) and not abs(mean) > limit / 3:  # on a darker cell grey would not be read
+            ink = style.GREY
         _cell_text(axes, row, y + 0.5, r + 0.5, ink, interval_points)
 
 
@@ -54,7 +56,6 @@ def hatch(axes: Axes, p_RY: np.ndarray) -> None:
 
 
 def _cell_text(axes: Axes, row: dict, x: float, y: float, ink: str, interval_points: float) -> None:
-    ink = style.GREY if ink == style.INK and not stands_out(row) else ink
     between = interval(row["ci_low"], row["ci_high"]).replace(" ", "")
     common = {"ha": "center", "va": "center", "color": ink}
     axes.text(x, y - (0.17 if between else 0), number(row["mean"]), fontsize=7.5, **common)

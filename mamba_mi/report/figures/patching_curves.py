@@ -101,12 +101,14 @@ def _names(figure: style.Sheet, left: float, grid: Grid, roles: list[str]) -> No
 def _small(figure: style.Sheet, grid: Grid, name: str, roles: list[str], column: int, top: float) -> None:
     room = figure.get_size_inches()[0] - LEFT - 0.25 - SITE_GAP - 2 * SMALL_GAP
     for index, direction in enumerate(grid.directions):
-        left = LEFT + column * (room / 2 + SMALL_GAP + SITE_GAP) + index * (room / 4 + SMALL_GAP)
-        axes = style.place(figure, left, top, room / 4, SMALL_HIGH, f"{direction} {name}")
+        wide = room / 2 / len(grid.directions)
+        left = LEFT + column * (room / 2 + SMALL_GAP + SITE_GAP) + index * (wide + SMALL_GAP)
+        axes = style.place(figure, left, top, wide, SMALL_HIGH, f"{direction} {name}")
         _curves(axes, grid, direction, name, roles)
         axes.set_xlabel("layer")
         ink = style.DIRECTION_INK[direction]
-        axes.set_title(DIRECTIONS[direction].lower(), fontsize=8, loc="right", color=ink, pad=3)
+        if len(grid.directions) > 1:  # alone it stands over the large panel
+            axes.set_title(DIRECTIONS[direction].lower(), fontsize=8, loc="right", color=ink, pad=3)
         if index:
             axes.set_yticklabels([])
         else:

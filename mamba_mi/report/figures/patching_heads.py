@@ -9,6 +9,7 @@ from mamba_mi.config import UserError
 from mamba_mi.report.figures import style
 from mamba_mi.report.figures.grid import HEADLINE, ROLE_ORDER, in_order, title_parts
 from mamba_mi.report.figures.heatmap import ALPHA, hatch
+from mamba_mi.report.figures.patching_map import SCALE
 from mamba_mi.report.tables import RunTables
 from mamba_mi.report.words import DIRECTIONS, SITES, role, sample, site
 
@@ -26,7 +27,7 @@ def patching_heads(tables: RunTables):
     lines = [(way, name) for way in in_order(set(found["direction"]), DIRECTIONS)
              for name in in_order(set(found["site"]), SITES)]
     wide, high = max(1.6, 0.16 * len(found["head"])), max(1.1, 0.16 * len(found["layer"]))
-    figure = style.sheet(LEFT + len(roles) * (wide + GAP) + 0.1, TOP + len(lines) * (high + BELOW) + 0.45)
+    figure = style.sheet(max(LEFT + len(roles) * (wide + GAP) + 0.1, LEFT + 4.5), TOP + len(lines) * (high + BELOW) + 0.55)
     style.heading(figure, 0.15, "Activation patching by head", title_parts(tables, rows))
     limit = float(np.clip(max((abs(row["mean"]) for row in rows if row["mean"] is not None), default=1), 0.05, 1.5))
     for line, (way, name) in enumerate(lines):
@@ -41,7 +42,8 @@ def patching_heads(tables: RunTables):
             _panel(axes, of, found["layer"], found["head"], style.MAPS[way], limit)
             axes.set_title(role(at), loc="left", fontsize=8, pad=3)
             axes.set(ylabel="layer" if not column else "", xlabel="head" if line == len(lines) - 1 else "")
-    _scale(figure, lines[0][0], limit)
+    for number, way in enumerate(dict.fromkeys(way for way, _ in lines)):
+        _scale(figure, way, limit, LEFT + 2.2 * number)
     return figure, (f"Normalised logit difference after exchanging one head at one layer; {sample(rows)}. Hatched cells do not "
                     f"stand out at {ALPHA:.0%} after correction over the whole map (max-T); summary.json has every role.")
 
@@ -68,8 +70,9 @@ def _panel(axes, of, layers, heads, colours, limit: float) -> None:
     axes.tick_params(length=0, pad=2)
 
 
-def _scale(figure: style.Sheet, way: str, limit: float) -> None:
-    axes = style.place(figure, LEFT, figure.get_size_inches()[1] - 0.38, 1.6, 0.09, "scale")
+def _scale(figure: style.Sheet, way: str, limit: float, left: float) -> None:
+    axes = style.place(figure, left, figure.get_size_inches()[1] - 0.38, 1.6, 0.09, f"scale {way}")
+    axes.set_title(SCALE[way], fontsize=7.5, loc="left", pad=3)
     figure.colorbar(ScalarMappable(Normalize(-limit, limit), style.MAPS[way]), cax=axes,
                     orientation="horizontal").outline.set_visible(False)
     axes.tick_params(length=2, pad=1.5, labelsize=7)

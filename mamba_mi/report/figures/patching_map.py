@@ -22,6 +22,8 @@ MEANING = {
     "denoising": "clean activation put into the corrupt run",
     "noising": "corrupt activation put into the clean run",
 }
+SAID = {"denoising": "Sufficiency (denoising) puts the clean activation into the corrupt run.",
+        "noising": "Necessity (noising) puts the corrupt activation into the clean run."}
 SCALE = {"denoising": "share of the effect restored", "noising": "share of the effect destroyed"}
 LEFT, TOP, RIGHT, COLUMN_GAP, ROW_GAP, SCALES = 1.2, 1.25, 0.25, 0.22, 0.55, 0.75  # inches
 
@@ -146,9 +148,8 @@ def _caption(grid: Grid, at: Layout) -> str:
     untested = sum(row.get("p_adjusted") is None for row in grid.rows)
     return " ".join(filter(None, [
         "Normalised logit difference after patching one site at one layer and position role:",
-        "0 leaves the run as it was, 1 carries the whole effect of the other prompt.",
-        "Sufficiency (denoising) puts the clean activation into the corrupt run,",
-        "necessity (noising) the corrupt one into the clean run.",
+        "0 leaves the run as it was, 1 carries the whole effect of the other run.",
+        *(SAID[direction] for direction in grid.directions),
         f"Each cell is the ratio of means over prompts, {intervals}; {sample(grid.rows)}.",
         f"Hatched cells do not stand out at {ALPHA:.0%} after correction over the whole map (max-T).",
         f"{untested} cells were not tested." if untested else "",
