@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
-from mamba_mi.trace import NeverReached, Site, Trace
+from mamba_mi.trace import KNOCKOUT, NeverReached, Site, Trace
 
 Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
 MEMORY = 1 << 30  # bytes of activations a chunk of jobs may take
@@ -155,6 +155,17 @@ class _Jobs(Trace):
             self.fired[site.name] += 1
         return x
 
+    def knockouts(self, layer, rows):
+        site, found = Site(layer, KNOCKOUT), defaultdict(list)
+        for j, k, knockout in self._jobs.get(site, ()):
+            self._met[j, k, site] |= knockout.touches(self.offset, self._end - self.offset, self._end)
+            self.fired[KNOCKOUT] += 1
+            found[j + 1].append(knockout.here(self.rows, self.offset, self._end, True))
+        return list(found.items())
+
+    def _acting(self, site, block):
+        return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]
+
     def close(self):
         for j, k, intervention in self._all:
             for site in intervention.sites:
@@ -176,7 +187,7 @@ def _first_layer(lm, interventions) -> int:
     depth = lm.config.n_layer
     sites = [site for i in interventions for site in i.sites]
     for site in sites:
-        if site not in lm.sites:
+        if site not in lm.sites and not (site.name == KNOCKOUT and site.layer < depth):
             raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1} and sites "
                                f"{', '.join(lm.sites.names)}")
     return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
@@ -189,5 +200,7 @@ def _jobs_at_once(lm, embedded_BLD, sets: Sets, tail: int, memory: int) -> int:
     mixing = c.heads * min(length, 64) * 6 if c.variant == "mamba2" else 3 * c.d_inner * c.d_state // length + 1
     if any(site.name in ("write", "state") for interventions in sets for i in interventions for site in i.sites):
         mixing += 2 * c.d_inner * c.d_state  # the token loop holds every write
-    row = length * (inner + mixing) * 4 + 3 * tail * c.padded_vocab * 4
+    knocked = [Counter(site for i in interventions for site in i.sites if site.name == KNOCKOUT) for interventions in sets]
+    again = max((count for sites in knocked for count in sites.values()), default=0)  # scans beside the first, a layer
+    row = (1 + again) * length * (inner + mixing) * 4 + 3 * tail * c.padded_vocab * 4
     return max(1, memory // (row * prompts) - 1)
