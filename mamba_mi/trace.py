@@ -187,14 +187,18 @@ class Trace:
         return [(0, [knockout.here(rows, self.offset, self._end, self.offset == self._start)
                      for _, knockout in self._at[site]])]
 
-    def again(self, site: Site, x: Tensor, blocks: Sequence[int], at: int | None = None) -> Tensor:
+    def before(self, layer: int) -> list[Tensor]:
+        """What a layer's scan took in before this pass; only a pass whose knockouts' masks start there is asked."""
+        raise NotImplementedError("a plain trace keeps no prefix: its knockouts' masks start where its pass does")
+
+    def again(self, site: Site, x: Tensor, blocks: Sequence[int], at: int) -> Tensor:
         """Edits on a value of `blocks`, one after another on axis 0, that a knockout makes a second time: not counted."""
         if not self.edits(site):
             return x
-        offset, parts = self.offset if at is None else at, list(x.chunk(len(blocks)))
+        parts = list(x.chunk(len(blocks)))
         for k, block in enumerate(blocks):
             for intervention in self._acting(site, block):
-                parts[k] = intervention.apply(site, parts[k], offset, self._end)
+                parts[k] = intervention.apply(site, parts[k], at, self._end)
         return torch.cat(parts)
 
     def _acting(self, site: Site, block: int) -> list[Intervention]:

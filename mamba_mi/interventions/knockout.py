@@ -60,7 +60,11 @@ class Knockout:
         return tuple(Site(layer, KNOCKOUT) for layer in self.layers)
 
     def first(self, length: int) -> int:
-        """The first position that a pass must hold to make it whole: a query, or a source that a query may read."""
+        """The first position it can change, in a prompt of `length` tokens."""
+        return min(_positions(self.queries, length))
+
+    def reads_from(self, length: int) -> int:
+        """The first position whose writes must be at hand: of the sources that a query may read, or the first query."""
         queries = list(_positions(self.queries, length))
         return min([*queries, *(s for s in _positions(self.sources, length) if s <= max(queries))])
 

@@ -17,6 +17,8 @@ from mamba_mi.backends import reference
 from mamba_mi.config import UserError
 from mamba_mi.trace import Site
 
+BEFORE = ("in_proj", "conv", "dt")  # sites from which a second scan can be made
+
 
 class Selected(NamedTuple):
     """What a layer's scan is made of: its input, its step, B and C."""
@@ -50,16 +52,29 @@ def knock_out(mixer, trace, y_BLHP: Tensor, u_BLC: Tensor, selected: Selected, A
         _refuse_two_gradients(mixer, trace, removal)
     size = len(removal.queries_BLH) // len(blocks)
     row_R = torch.cat([torch.arange(block * size, (block + 1) * size) for block in blocks])
-    again_RLHP = _scan_again(mixer, trace, blocks, removal, u_BLC[row_R], Selected(*(x[row_R] for x in selected)), A_HN,
-                             None if past is None else type(past)(*(_starts(x, row_R) for x in past)))
-    at = removal.queries_BLH.nonzero(as_tuple=True)
-    at = at if removal.queries_BLH.shape[2] > 1 else at[:2]
-    return y_BLHP.index_put((row_R.to(y_BLHP.device)[at[0]], *at[1:]), again_RLHP[at])
+    u_RLC, clean, length = u_BLC[row_R], Selected(*(x[row_R] for x in selected)), y_BLHP.shape[1]
+    if removal.slots_BL.shape[1] > length:
+        again_RLHP = _scan_again(mixer, trace, blocks, removal, *_whole(mixer, trace, row_R, u_RLC, clean), A_HN, None, 0)
+    else:
+        past = None if past is None else type(past)(*(_starts(x, row_R) for x in past))
+        again_RLHP = _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past, trace.offset)
+    queries_RLH = removal.queries_BLH[:, -length:]
+    at = queries_RLH.nonzero(as_tuple=True)
+    at = at if queries_RLH.shape[2] > 1 else at[:2]
+    return y_BLHP.index_put((row_R.to(y_BLHP.device)[at[0]], *at[1:]), again_RLHP[:, -length:][at])
 
 
-def _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past) -> Tensor:
+def _whole(mixer, trace, row_R, u_RLC, clean) -> tuple[Tensor, Selected]:
+    """The conv's input and the scan's of the whole prompt: of a prefix that all rows share, then of this pass."""
+    u_BLC, conv_BLC, dt_BLH = trace.before(mixer.layer)
+    prefix, at_R = mixer.select(lambda name, x: x, conv_BLC, dt_BLH), row_R % len(u_BLC)
+    joined = [torch.cat([first[at_R], then], dim=1) for first, then in zip((u_BLC, *prefix), (u_RLC, *clean), strict=True)]
+    return joined[0], Selected(*joined[1:])
+
+
+def _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past, start: int) -> Tensor:
     """The scan and the D-skip with the sources removed: what is written changes, what decays does not."""
-    def again(name, x, at=None):
+    def again(name, x, at=start):
         return trace.again(Site(mixer.layer, name), x, blocks, at)
 
     made = clean
@@ -78,7 +93,7 @@ def _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past) -> Tens
     if any(trace.edits(Site(mixer.layer, name)) for name in ("write", "state")):
         y_RLHP, _ = reference.watched_scan(
             *args, h0=h0, **how, on_write=lambda w: again("write", w).masked_fill(slots_RL11[..., None], 0),
-            on_state=lambda t, h: again("state", h, trace.offset + t))
+            on_state=lambda t, h: again("state", h, start + t))
     else:
         y_RLHP, _ = mixer.backend.scan(*args, h0=h0, keep_h=False, **how)
     return mixer.skip(y_RLHP, skip_RLHP)
