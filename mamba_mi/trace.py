@@ -177,7 +177,11 @@ class Trace:
         return x
 
     def knockouts(self, layer: int, rows: int) -> list[tuple[int, list]]:
-        """The knockouts of this layer, resolved for this pass, by the block of rows they act on; here all `rows`."""
+        """The knockouts of this layer by the block of rows they act on, here all `rows`: (queries, sources, knockout).
+
+        Queries and sources are masks over the positions of this pass; the cone's trace, which holds what came before
+        it, may give them over the whole prompt.
+        """
         site = Site(layer, KNOCKOUT)
         if site not in self._at:
             return []
@@ -186,10 +190,6 @@ class Trace:
             self._touched[number, site] |= knockout.touches(self.offset, self._end - self.offset, self._end)
         return [(0, [knockout.here(rows, self.offset, self._end, self.offset == self._start)
                      for _, knockout in self._at[site]])]
-
-    def before(self, layer: int) -> list[Tensor]:
-        """What a layer's scan took in before this pass; only a pass whose knockouts' masks start there is asked."""
-        raise NotImplementedError("a plain trace keeps no prefix: its knockouts' masks start where its pass does")
 
     def again(self, site: Site, x: Tensor, blocks: Sequence[int], at: int) -> Tensor:
         """Edits on a value of `blocks`, one after another on axis 0, that a knockout makes a second time: not counted."""

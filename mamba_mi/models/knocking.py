@@ -53,7 +53,7 @@ def knock_out(mixer, trace, y_BLHP: Tensor, u_BLC: Tensor, selected: Selected, A
     size = len(removal.queries_BLH) // len(blocks)
     row_R = torch.cat([torch.arange(block * size, (block + 1) * size) for block in blocks])
     u_RLC, clean, length = u_BLC[row_R], Selected(*(x[row_R] for x in selected)), y_BLHP.shape[1]
-    if removal.slots_BL.shape[1] > length:
+    if removal.slots_BL.shape[1] > length:  # a source lies before the pass, and the trace holds what was taken in there
         again_RLHP = _scan_again(mixer, trace, blocks, removal, *_whole(mixer, trace, row_R, u_RLC, clean), A_HN, None, 0)
     else:
         past = None if past is None else type(past)(*(_starts(x, row_R) for x in past))
