@@ -137,6 +137,11 @@ class Trace:
         pieces = ((site, [part(x) for x in several]) for site, several in self._pieces.items())
         return Values({site: p[0] if len(p) == 1 else torch.cat(p, dim=1) for site, p in pieces}, self._start)
 
+    def kept(self, site: Site) -> Tensor:
+        """What was kept at one site, without joining the others."""
+        pieces = self._pieces[site]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
     def wants(self, site: Site) -> bool:
         """Whether anybody watches this site: costly values (write, state) are made only then."""
         return site in self.keep or site in self._at

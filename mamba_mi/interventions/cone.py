@@ -172,7 +172,7 @@ class _Jobs(Trace):
         return list(found.items())
 
     def before(self, layer):
-        return [self.prefix.values[Site(layer, name)][:, :self.offset] for name in BEFORE]
+        return [self.prefix.kept(Site(layer, name)) for name in BEFORE]
 
     def _acting(self, site, block):
         return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]

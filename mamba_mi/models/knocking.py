@@ -158,7 +158,7 @@ def _heads(knockout, config, by_head: bool) -> Tensor:
 def _refuse_two_gradients(mixer, trace, removal) -> None:
     names = ["write", "state"]
     if (removal.tokens_BL | removal.sides_BL).any():
-        names += ["conv", "dt", "B", "C"]
+        names += ["conv", "B"] + ["C"] * bool(removal.own_B11.any()) + ["dt"] * (mixer.config.variant == "mamba1")
     if kept := [str(site) for site in trace.keep if site.layer == mixer.layer and site.name in names]:
         raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {mixer.layer}: the value is made "
                         "twice there, with and without the sources; keep in_proj, scan_out or another layer's site")

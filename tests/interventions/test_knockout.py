@@ -229,7 +229,8 @@ def test_a_distinct_set_of_sources_costs_one_scan_however_many_queries_and_knock
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_gradients_through_a_knockout_are_their_finite_differences(variant, backend, conv):
     lm, tokens_BL = model(variant, backend=backend), tokens(2, L)
-    twice = {"write", "state"} | ({"conv", "dt", "B", "C"} if conv != "scan" else set())
+    twice = {"write", "state"} | {"scan": set(), "conv": {"conv", "B"}, "both": {"conv", "B", "C"}}[conv]
+    twice |= {"dt"} if variant == "mamba1" and conv != "scan" else set()
     sites = [Site(-1, "embed"), Site(0, "state"), *(Site(1, n) for n in BLOCK_SITES if n not in twice), Site(2, "dt")]
     mix = torch.randn(2, 2, V, generator=stream(0, "mix"), dtype=torch.float64)
     knockout = Knockout(1, (6, -1), (3, 5, 8), conv, query_conv=conv == "both")
