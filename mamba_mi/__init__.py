@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "mamba_mi.models",
     "Site": "mamba_mi.trace", "Trace": "mamba_mi.trace", "BLIND": "mamba_mi.trace",
-    "Edit": "mamba_mi.interventions", "StateEdit": "mamba_mi.interventions",
+    "Edit": "mamba_mi.interventions", "StateEdit": "mamba_mi.interventions", "Knockout": "mamba_mi.interventions",
     "Replace": "mamba_mi.interventions", "Add": "mamba_mi.interventions", "Scale": "mamba_mi.interventions",
     "Ablate": "mamba_mi.interventions", "Project": "mamba_mi.interventions", "SwapSubspace": "mamba_mi.interventions",
     "Part": "mamba_mi.interventions",

@@ -8,7 +8,7 @@ and in generation. The position axis of every value is 1.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from mamba_mi.config import UserError
 from mamba_mi.hook_names import Place, place_of, site_name
 
-__all__ = ["BLIND", "Intervention", "NeverReached", "Site", "Trace", "site_name"]
+__all__ = ["BLIND", "KNOCKOUT", "Intervention", "NeverReached", "Site", "Trace", "site_name"]
+KNOCKOUT = "knockout"  # where knockouts act and are counted under; no value passes here, so it is no site of a model
 
 
 class Site(NamedTuple):
@@ -136,6 +137,11 @@ class Trace:
         pieces = ((site, [part(x) for x in several]) for site, several in self._pieces.items())
         return Values({site: p[0] if len(p) == 1 else torch.cat(p, dim=1) for site, p in pieces}, self._start)
 
+    def kept(self, site: Site) -> Tensor:
+        """What was kept at one site, without joining the others."""
+        pieces = self._pieces[site]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
     def wants(self, site: Site) -> bool:
         """Whether anybody watches this site: costly values (write, state) are made only then."""
         return site in self.keep or site in self._at
@@ -174,6 +180,34 @@ class Trace:
                 x.retain_grad()
             self._pieces[site].append(x if self.grad else x.detach())
         return x
+
+    def knockouts(self, layer: int, rows: int) -> list[tuple[int, list]]:
+        """The knockouts of this layer by the block of rows they act on, here all `rows`: (queries, sources, knockout).
+
+        Queries and sources are masks over the positions of this pass; the cone's trace, which holds what came before
+        it, may give them over the whole prompt.
+        """
+        site = Site(layer, KNOCKOUT)
+        if site not in self._at:
+            return []
+        self.counts[site] += 1
+        for number, knockout in self._at[site]:
+            self._touched[number, site] |= knockout.touches(self.offset, self._end - self.offset, self._end)
+        return [(0, [knockout.here(rows, self.offset, self._end, self.offset == self._start)
+                     for _, knockout in self._at[site]])]
+
+    def again(self, site: Site, x: Tensor, blocks: Sequence[int], at: int) -> Tensor:
+        """Edits on a value of `blocks`, one after another on axis 0, that a knockout makes a second time: not counted."""
+        if not self.edits(site):
+            return x
+        parts = list(x.chunk(len(blocks)))
+        for k, block in enumerate(blocks):
+            for intervention in self._acting(site, block):
+                parts[k] = intervention.apply(site, parts[k], at, self._end)
+        return torch.cat(parts)
+
+    def _acting(self, site: Site, block: int) -> list[Intervention]:
+        return [intervention for _, intervention in self._at[site]]
 
     def __enter__(self) -> Trace:
         return self

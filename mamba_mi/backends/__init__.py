@@ -1,7 +1,8 @@
 """The kernels behind the models: one contract, one module a kernel, chosen by name once a model is loaded.
 
-    scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> y_BLHP, h_BHPN
+    scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True, dt_write=None) -> y_BLHP, h_BHPN
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t,   y_t = C_t . h_t
+        `dt_write` (BLH) stands in for dt in the second term alone: a write is changed, what decays is not
     conv(u_BLC, weight_CK, bias_C, *, tail=None) -> y_BLC, tail_BKC
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs
 

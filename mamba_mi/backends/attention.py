@@ -22,23 +22,25 @@ def missing() -> str:
     return ""
 
 
-def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> tuple[Tensor, Tensor | None]:
+def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
+         dt_write=None) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: y = M v, and what the state before the prompt adds to it."""
     kind = torch.promote_types(v_BLHP.dtype, torch.float32)
     v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
+    w = dt if dt_write is None else dt_write.to(kind)
     rows, length, heads, _ = v.shape
     h0 = None if h0 is None else spread(h0.to(kind), rows)
     group_H = _groups(heads, B_)
     ys, states = [], []
     for at in blocks(range(heads), rows * length * length):
-        v_BLHP_, dt_BLH_, A_HN_ = v[:, :, at], dt[:, :, at], A[at]
-        y = _mix(dt_BLH_, A_HN_, B_, C_, group_H[at], torch.arange(length)) @ v_BLHP_.transpose(1, 2)
+        v_BLHP_, dt_BLH_, w_BLH_, A_HN_ = v[:, :, at], dt[:, :, at], w[:, :, at], A[at]
+        y = _mix(dt_BLH_, w_BLH_, A_HN_, B_, C_, group_H[at], torch.arange(length)) @ v_BLHP_.transpose(1, 2)
         before = None if h0 is None else h0[:, at]
         if before is not None:
             y = y + _from_start(dt_BLH_, A_HN_, C_[:, :, group_H[at]], before)
         ys.append(y.transpose(1, 2))
         if keep_h:
-            states.append(_last_state(v_BLHP_, dt_BLH_, A_HN_, B_[:, :, group_H[at]], before))
+            states.append(_last_state(v_BLHP_, dt_BLH_, w_BLH_, A_HN_, B_[:, :, group_H[at]], before))
     return torch.cat(ys, dim=2).to(v_BLHP.dtype), torch.cat(states, dim=1) if keep_h else None
 
 
@@ -54,7 +56,7 @@ def mixing(dt_BLH, A_HN, B_BLGN, C_BLGN, *, rows: Sequence[int] | None = None,
     at_T, at_H = picked(rows, dt.shape[1], "rows"), picked(heads, dt.shape[2], "heads")
     group_H = _groups(dt.shape[2], B_)
     parts = blocks(at_H.tolist(), len(dt) * len(at_T) * dt.shape[1])
-    return torch.cat([_mix(dt[:, :, at], A[at], B_, C_, group_H[at], at_T) for at in parts], dim=1)
+    return torch.cat([_mix(dt[:, :, at], dt[:, :, at], A[at], B_, C_, group_H[at], at_T) for at in parts], dim=1)
 
 
 def blocks(heads: Sequence[int], entries: int) -> Iterable[list[int]]:
@@ -78,7 +80,7 @@ def _groups(heads, B_BLGN):
     return torch.arange(heads) // (heads // B_BLGN.shape[2])
 
 
-def _mix(dt_BLH, A_HN, B_BLGN, C_BLGN, group_H, at_T):
+def _mix(dt_BLH, w_BLH, A_HN, B_BLGN, C_BLGN, group_H, at_T):
     """M_BHTS of these heads; with many decays one state at a time, so that no length² × state tensor is made."""
     span_BHTS = _spans(dt_BLH, at_T).to(dt_BLH.dtype)  # once summed, rounding it moves a decay by 2e-8 at most
     causal_TS = at_T[:, None] >= torch.arange(dt_BLH.shape[1])
@@ -88,7 +90,7 @@ def _mix(dt_BLH, A_HN, B_BLGN, C_BLGN, group_H, at_T):
     else:
         M = sum(_decay(A_HN[:, n], span_BHTS) * _of(C_BGTN[..., n, None] * B_BGNS[:, :, None, n], group_H)
                 for n in range(A_HN.shape[1]))
-    return M * dt_BLH.transpose(1, 2)[:, :, None] * causal_TS.to(M)
+    return M * w_BLH.transpose(1, 2)[:, :, None] * causal_TS.to(M)
 
 
 def _spans(dt_BLH, at_T):
@@ -116,10 +118,10 @@ def _from_start(dt_BLH, A_HN, C_BLHN, h0_BHPN):
     return (C_BLHN * kept_BLHN).transpose(1, 2) @ h0_BHPN.transpose(2, 3)
 
 
-def _last_state(v_BLHP, dt_BLH, A_HN, B_BLHN, h0_BHPN):
+def _last_state(v_BLHP, dt_BLH, w_BLH, A_HN, B_BLHN, h0_BHPN):
     rest_BLH = _spans(dt_BLH, torch.tensor([dt_BLH.shape[1] - 1]))[:, :, 0].transpose(1, 2).to(dt_BLH.dtype)
     left_BLHN = (A_HN * rest_BLH[..., None]).exp() * B_BLHN
-    h = (v_BLHP * dt_BLH[..., None]).permute(0, 2, 3, 1) @ left_BLHN.transpose(1, 2)
+    h = (v_BLHP * w_BLH[..., None]).permute(0, 2, 3, 1) @ left_BLHN.transpose(1, 2)
     if h0_BHPN is None:
         return h
     kept_BHN = (A_HN * dt_BLH.double().sum(1).to(dt_BLH.dtype)[..., None]).exp()

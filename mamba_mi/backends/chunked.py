@@ -21,14 +21,16 @@ def missing() -> str:
     return ""
 
 
-def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> tuple[Tensor, Tensor | None]:
+def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
+         dt_write=None) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
     kind = torch.promote_types(v_BLHP.dtype, torch.float32)
     v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
+    w = dt if dt_write is None else dt_write.to(kind)
     h0 = None if h0 is None else h0.to(kind)
     mix = _one_decay if A.shape[1] == 1 else _many_decays
-    parts = [mix(v[part], dt[part], A, B_[part], C_[part], start, keep_h)
-             for part, start in _row_groups(v, A, h0, (v, dt, A, B_, C_, h0))]
+    parts = [mix(v[part], dt[part], w[part], A, B_[part], C_[part], start, keep_h)
+             for part, start in _row_groups(v, A, h0, (v, dt, w, A, B_, C_, h0))]
     ys, hs = zip(*parts)
     return _joined(ys).to(v_BLHP.dtype), _joined(hs) if keep_h else None
 
@@ -56,23 +58,23 @@ def _joined(parts, dim=0):
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _one_decay(v, dt, A_H1, B_BLGN, C_BLGN, h0, keep_h):
+def _one_decay(v, dt, w, A_H1, B_BLGN, C_BLGN, h0, keep_h):
     """Mamba-2's dual form, a chunk after another: what one chunk makes stays in cache until it is read."""
     length, ys, h = v.shape[1], [], h0
     # an edited dt may be negative, and then what it spans grows
-    spanned = _growing if _needs_grad((v, dt, A_H1, B_BLGN, C_BLGN, h0)) or bool((dt < 0).any()) else _fading
+    spanned = _growing if _needs_grad((v, dt, w, A_H1, B_BLGN, C_BLGN, h0)) or bool((dt < 0).any()) else _fading
     for start in range(0, length, CHUNK):
         part = slice(start, start + CHUNK)
-        y, h = _chunk(v[:, part], dt[:, part], A_H1, B_BLGN[:, part], C_BLGN[:, part], h,
+        y, h = _chunk(v[:, part], dt[:, part], w[:, part], A_H1, B_BLGN[:, part], C_BLGN[:, part], h,
                       keep_h or start + CHUNK < length, spanned)
         ys.append(y)
     return _joined(ys, 1), h
 
 
-def _chunk(v, dt, A_H1, B_BTGN, C_BTGN, h, keep_h, spanned):
+def _chunk(v, dt, w, A_H1, B_BTGN, C_BTGN, h, keep_h, spanned):
     """Inside: y = ((C Bᵀ) ∘ decay) x; from before: C h, decayed. The state after it unless not `keep_h`."""
     groups = B_BTGN.shape[2]
-    x = (v * dt[..., None]).unflatten(2, (groups, -1))  # B T G R P
+    x = (v * w[..., None]).unflatten(2, (groups, -1))  # B T G R P
     B_, C_ = B_BTGN.transpose(1, 2), C_BTGN.transpose(1, 2)  # B G T N
     # float64: differences of a long float32 sum are off by 1e-2 in logits at L = 300
     cum = torch.clamp_min(dt * A_H1[:, 0], UNDERFLOW).double().cumsum(1).unflatten(2, (groups, -1))  # B T G R
@@ -119,10 +121,10 @@ def _read(C_, h):
     return y.permute(2, 0, 3, 1, 4).flatten(0, 1).unflatten(3, h.shape[2:4])
 
 
-def _many_decays(v, dt, A_HN, B_BLGN, C_BLGN, h0, keep_h):
+def _many_decays(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
     """Mamba-1: the state B N E stays in cache while the tokens go by; no length × state tensor is ever made."""
     heads, width, groups = *v.shape[2:], B_BLGN.shape[2]
-    x_BLE = (v * dt[..., None]).flatten(2)
+    x_BLE = (v * w[..., None]).flatten(2)
     dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.repeat_interleave(width, dim=0).T.contiguous()
     h_BNE = v.new_zeros(len(v), *A_NE.shape) if h0 is None else spread(_to_NE(h0), len(v)).clone()
     ys, hs = zip(*(_one_group(*each) for each in zip(

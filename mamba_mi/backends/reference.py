@@ -15,12 +15,13 @@ def missing() -> str:
     return ""
 
 
-def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True) -> tuple[Tensor, Tensor]:
+def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
+         dt_write=None) -> tuple[Tensor, Tensor]:
     """The contract of `mamba_mi.backends`, token by token."""
-    return watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0=h0)
+    return watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0=h0, dt_write=dt_write)
 
 
-def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None,
+def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, dt_write: Tensor | None = None,
                  on_write: Callable[[Tensor], Tensor] | None = None,
                  on_state: Callable[[int, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """The same scan, with all writes handed to `on_write` and each state h_t, as B1HPN, to `on_state(t, h)`.
@@ -32,7 +33,8 @@ def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None,
     rows, length, heads, width = v.shape
     B_BLHN, C_BLHN = (m.repeat_interleave(heads // m.shape[2], dim=2) for m in (B_, C_))
     decay_BLHN = torch.exp(dt[..., None] * A)
-    write_BLHPN = (dt[..., None] * v)[..., None] * B_BLHN[..., None, :]
+    w = dt if dt_write is None else dt_write.to(kind)
+    write_BLHPN = (w[..., None] * v)[..., None] * B_BLHN[..., None, :]
     if on_write:
         write_BLHPN = on_write(write_BLHPN)
     h = v.new_zeros(rows, heads, width, B_.shape[-1]) if h0 is None else spread(h0.to(kind), rows)

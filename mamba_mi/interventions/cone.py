@@ -3,7 +3,8 @@
 An edit at (layer, position) changes later layers at positions >= it, nothing else. So jobs that start at one position
 share the clean state before it, the clean run is the batch's first job, and each job joins at its first layer by
 taking over the clean residual stream. Positions are visited in order: the clean state advances once and only the
-current one is held. Exact: the same numbers as one full forward a job, to rounding.
+current one is held. A knockout's queries read a scan without sources that may lie before: what the knocked layers
+took in there is held too. Exact: the same numbers as one full forward a job, to rounding.
 
 Shape legend: S jobs (intervention sets), B prompts, L length, D width, K positions read, V padded vocabulary.
 """
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
-from mamba_mi.trace import NeverReached, Site, Trace
+from mamba_mi.interventions.knockout import Knockout
+from mamba_mi.models.knocking import BEFORE
+from mamba_mi.trace import BLIND, KNOCKOUT, NeverReached, Site, Trace
 
 Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
 MEMORY = 1 << 30  # bytes of activations a chunk of jobs may take
@@ -55,19 +58,20 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
     ledger = Ledger() if ledger is None else ledger
     embedded_BLD = lm.embed(tokens_BL) if embedded_BLD is None else embedded_BLD
     groups: dict[int, list[int]] = defaultdict(list)
+    length, prefix = tokens_BL.shape[1], _prefix(lm, embedded_BLD, sets, memory)
     for number, interventions in enumerate(sets):
-        groups[min(_first_position(interventions, tokens_BL.shape[1]), tokens_BL.shape[1] - (tail or 1))].append(number)
+        groups[min(_first_position(interventions, length, prefix), length - (tail or 1))].append(number)
     out: dict[int, tuple[Tensor, Tensor]] = {}
     past, reached = None, 0
     for position in sorted(groups):
         if position > reached:
-            past, reached = lm.through(embedded_BLD[:, reached:position], past=past)[1], position
+            past, reached = lm.through(embedded_BLD[:, reached:position], trace=prefix, past=past)[1], position
         numbers = sorted(groups[position], key=lambda n: (_first_layer(lm, sets[n]), n))
-        size = _jobs_at_once(lm, embedded_BLD[:, position:], [sets[n] for n in numbers], tail or 1, memory)
+        size = _jobs_at_once(lm, embedded_BLD, position, [sets[n] for n in numbers], tail or 1, memory)
         while numbers:
             chunk = numbers[:size]
             try:
-                values, clean = _run(lm, embedded_BLD[:, position:], position, past, [sets[n] for n in chunk],
+                values, clean = _run(lm, embedded_BLD[:, position:], position, past, prefix, [sets[n] for n in chunk],
                                      lambda logits_SBKV: read(logits_SBKV if tail else logits_SBKV[:, :, 0]),
                                      tail or 1, ledger)
             except torch.OutOfMemoryError:
@@ -83,11 +87,11 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
     return tuple(torch.stack([out[n][side] for n in range(len(sets))]) for side in (0, 1))
 
 
-def _run(lm, embedded_BLD, position, past, sets, read, tail, ledger) -> tuple[Tensor, Tensor]:
+def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, ledger) -> tuple[Tensor, Tensor]:
     """One chunk of jobs that start at `position`, sorted by first layer; row 0 of every layer is the clean run."""
     rows, depth, end = len(embedded_BLD), lm.config.n_layer, position + embedded_BLD.shape[1]
     starts = [_first_layer(lm, s) for s in sets]
-    trace = _Jobs(sets, rows, position, end)
+    trace = _Jobs(sets, rows, position, end, prefix)
     resid = embedded_BLD
     joined = 0
     for layer in range(-1, depth):
@@ -114,8 +118,9 @@ def _run(lm, embedded_BLD, position, past, sets, read, tail, ledger) -> tuple[Te
 class _Jobs(Trace):
     """The trace of a chunk of jobs: job j owns rows (j+1)·B … (j+2)·B of every value, row block 0 is clean."""
 
-    def __init__(self, sets, rows: int, offset: int, end: int):
+    def __init__(self, sets, rows: int, offset: int, end: int, prefix: Trace):
         super().__init__()
+        self.prefix = prefix
         self.rows, self.active = rows, 0
         self.begin(offset, end - offset)
         self.fired: Counter[str] = Counter()
@@ -155,6 +160,23 @@ class _Jobs(Trace):
             self.fired[site.name] += 1
         return x
 
+    def knockouts(self, layer, rows):
+        site, found = Site(layer, KNOCKOUT), defaultdict(list)
+        jobs = self._jobs.get(site, ())
+        # where a source lies before the pass, masks and the scan without it start with the prompt
+        start = 0 if any(k.reads_from(self._end) < self.offset for *_, k in jobs) else self.offset
+        for j, k, knockout in jobs:
+            self._met[j, k, site] |= knockout.touches(0, self._end, self._end)
+            self.fired[KNOCKOUT] += 1
+            found[j + 1].append(knockout.here(self.rows, start, self._end, True))
+        return list(found.items())
+
+    def before(self, layer):
+        return [self.prefix.kept(Site(layer, name)) for name in BEFORE]
+
+    def _acting(self, site, block):
+        return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]
+
     def close(self):
         for j, k, intervention in self._all:
             for site in intervention.sites:
@@ -164,8 +186,21 @@ class _Jobs(Trace):
                     raise NeverReached(f"never reached at site {site}: {where}; the prompt has {self._end} tokens")
 
 
-def _first_position(interventions, length: int) -> int:
+def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> Trace:
+    """Keeps of the clean prefix what knockouts read of it, so that a job starts at its query and not at its source.
+
+    Keeps nothing where that would not fit into `memory`: then jobs start at their sources.
+    """
+    layers = {site.layer for interventions in sets for i in interventions for site in i.sites if site.name == KNOCKOUT}
+    rows, length, _ = embedded_BLD.shape
+    fits = 4 * 4 * lm.config.d_inner * rows * length * len(layers) <= memory
+    return Trace(keep=[Site(layer, name) for layer in layers for name in BEFORE]) if layers and fits else BLIND
+
+
+def _first_position(interventions, length: int, prefix: Trace) -> int:
     first = min((i.first(length) for i in interventions), default=length - 1)
+    if not prefix.keep:
+        first = min([first, *(i.reads_from(length) for i in interventions if isinstance(i, Knockout))])
     if not 0 <= first < length:
         raise NeverReached(f"never reached: position {first}; the prompt has {length} tokens")
     return first
@@ -176,18 +211,21 @@ def _first_layer(lm, interventions) -> int:
     depth = lm.config.n_layer
     sites = [site for i in interventions for site in i.sites]
     for site in sites:
-        if site not in lm.sites:
+        if site not in lm.sites and not (site.name == KNOCKOUT and site.layer < depth):
             raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1} and sites "
                                f"{', '.join(lm.sites.names)}")
     return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
 
 
-def _jobs_at_once(lm, embedded_BLD, sets: Sets, tail: int, memory: int) -> int:
+def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, tail: int, memory: int) -> int:
     """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
-    c, (prompts, length, _) = lm.config, embedded_BLD.shape
+    c, (prompts, whole, _) = lm.config, embedded_BLD.shape
+    length = whole - position
     inner = 12 * c.d_inner + 4 * c.d_model  # projections, conv, gate, norm and their temporaries, a token
     mixing = c.heads * min(length, 64) * 6 if c.variant == "mamba2" else 3 * c.d_inner * c.d_state // length + 1
     if any(site.name in ("write", "state") for interventions in sets for i in interventions for site in i.sites):
         mixing += 2 * c.d_inner * c.d_state  # the token loop holds every write
-    row = length * (inner + mixing) * 4 + 3 * tail * c.padded_vocab * 4
+    knocked = [Counter(site for i in interventions for site in i.sites if site.name == KNOCKOUT) for interventions in sets]
+    again = max((count for sites in knocked for count in sites.values()), default=0)  # scans beside the first, a layer
+    row = (length + again * whole) * (inner + mixing) * 4 + 3 * tail * c.padded_vocab * 4
     return max(1, memory // (row * prompts) - 1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
 from mamba_mi.trace import BLIND
 
@@ -67,22 +68,27 @@ class Block(Mixer):
 
     def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
         """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
-        at, N = self.sites(trace), self.config.d_state
+        at = self.sites(trace)
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
         n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
         u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
         u_BLE, z_BLE = at("in_proj", u_BLE), at("gate", z_BLE)
         v_BLE, tail = self.convolve(u_BLE, past)
-        v_BLE = at("conv", v_BLE)
+        selected = self.select(at, at("conv", v_BLE))
+        y_BLEP, h = self.mix(trace, u_BLE, selected, -self.A_log.exp(), past, keep)
+        y_BLE = at("scan_out", y_BLEP[..., 0])
+        out_BLD = at("out", self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE))))
+        return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+
+    def select(self, at, v_BLE: Tensor, _=None) -> Selected:
+        """The scan's input and the dt, B and C it selects by, all made of the conv's output."""
+        N = self.config.d_state
         dt_BLR, B_BLN, C_BLN = self.x_proj(v_BLE).split([self.config.dt_rank, N, N], dim=-1)
         # the bias once, and in the type A and the state live in
         z_dt = F.linear(dt_BLR, self.dt_proj.weight).to(self.dt_proj.bias.dtype) + self.dt_proj.bias
         dt_BLE = at("dt", F.softplus(z_dt))
         B_BLGN, C_BLGN = at("B", B_BLN[:, :, None]), at("C", C_BLN[:, :, None])
-        y_BLEP, h = self.mix(trace, v_BLE[..., None], dt_BLE, -self.A_log.exp(), B_BLGN, C_BLGN, past, keep)
-        y_BLE = at("scan_out", torch.addcmul(y_BLEP[..., 0], v_BLE, self.D).to(v_BLE.dtype))
-        out_BLD = at("out", self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE))))
-        return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+        return Selected(v_BLE[..., None], dt_BLE, B_BLGN, C_BLGN)
 
     @torch.no_grad()
     def initialise(self, generator) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
 from mamba_mi.trace import BLIND
 
@@ -75,24 +76,28 @@ class Block(Mixer):
     def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
         """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
         at, config = self.sites(trace), self.config
-        E, H, G = config.d_inner, config.heads, config.ngroups
-        GN = G * config.d_state
+        E, H, GN = config.d_inner, config.heads, config.ngroups * config.d_state
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
         n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
         z_BLE, xBC_BLC, dt_BLH = self.in_proj(n_BLD).split([E, E + 2 * GN, H], dim=-1)
         xBC_BLC, z_BLE = at("in_proj", xBC_BLC), at("gate", z_BLE)
-        xBC_BLC, tail = self.convolve(xBC_BLC, past)
-        v_BLE, B_BLC, C_BLC = at("conv", xBC_BLC).split([E, GN, GN], dim=-1)
+        conv_BLC, tail = self.convolve(xBC_BLC, past)
+        conv_BLC = at("conv", conv_BLC)
         dt_BLH = F.softplus(dt_BLH.to(self.dt_bias.dtype) + self.dt_bias)
         dt_BLH = at("dt", dt_BLH.clamp(*config.dt_limit) if config.dt_limit != (0.0, math.inf) else dt_BLH)
-        B_BLGN, C_BLGN = at("B", B_BLC.unflatten(-1, (G, -1))), at("C", C_BLC.unflatten(-1, (G, -1)))
-        v_BLHP = v_BLE.unflatten(-1, (H, -1))
-        y_BLHP, h = self.mix(trace, v_BLHP, dt_BLH, -self.A_log.exp()[:, None], B_BLGN, C_BLGN, past, keep)
-        y_BLHP = torch.addcmul(y_BLHP, v_BLHP, self.D[:, None]).to(v_BLHP.dtype)
+        selected = self.select(at, conv_BLC, dt_BLH)
+        y_BLHP, h = self.mix(trace, xBC_BLC, selected, -self.A_log.exp()[:, None], past, keep)
         y_BLE = at("scan_out", y_BLHP.flatten(2))
         gated_BLE = self.gated_norm(F.silu(z_BLE).mul_(y_BLE)).to(y_BLE.dtype)  # gate before norm
         out_BLD = at("out", self.out_proj(at("gated", gated_BLE)))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+
+    def select(self, at, conv_BLC: Tensor, dt_BLH: Tensor) -> Selected:
+        """The scan's input, B and C, all made of the conv's output; dt did not pass through it."""
+        E, G, GN = self.config.d_inner, self.config.ngroups, self.config.ngroups * self.config.d_state
+        v_BLE, B_BLC, C_BLC = conv_BLC.split([E, GN, GN], dim=-1)
+        B_BLGN, C_BLGN = at("B", B_BLC.unflatten(-1, (G, -1))), at("C", C_BLC.unflatten(-1, (G, -1)))
+        return Selected(v_BLE.unflatten(-1, (self.config.heads, -1)), dt_BLH, B_BLGN, C_BLGN)
 
     @torch.no_grad()
     def initialise(self, generator) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_mi.backends import reference
+from mamba_mi.models.knocking import Selected, knock_out
 from mamba_mi.trace import Site
 
 
@@ -57,19 +58,31 @@ class Mixer(nn.Module):
         # the norm's scale is one number a token: it changes no direction
         return self.in_proj.weight * self.norm.weight if name == "resid" else None
 
-    def convolve(self, u_BLC: Tensor, past: State | None) -> tuple[Tensor, Tensor]:
-        """The conv after its SiLU, and its last inputs."""
+    def convolve(self, u_BLC: Tensor, past: State | None, own_BLC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The conv after its SiLU, and its last inputs; `own_BLC` comes in by the current token's tap alone."""
         tail = None if past is None else past.tail_BKC
         c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail)
+        if own_BLC is not None:
+            c_BLC = torch.addcmul(c_BLC, own_BLC, self.conv1d.weight[:, 0, -1])
         return F.silu(c_BLC, inplace=not c_BLC.requires_grad), tail
 
-    def mix(self, trace, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, past: State | None, keep: bool):
+    def mix(self, trace, u_BLC, selected: Selected, A_HN, past: State | None, keep: bool):
+        """The scan, its D-skip and this layer's knockouts, for which it takes the conv's input `u_BLC`; the last state."""
+        y_BLHP, h = self._scan(trace, selected, A_HN, past, keep)
+        y_BLHP = self.skip(y_BLHP, selected.v_BLHP)
+        return knock_out(self, trace, y_BLHP, u_BLC, selected, A_HN, past), h
+
+    def skip(self, y_BLHP, v_BLHP) -> Tensor:
+        """y_t + D v_t."""
+        return torch.addcmul(y_BLHP, v_BLHP, self.D[:, None]).to(v_BLHP.dtype)
+
+    def _scan(self, trace, selected, A_HN, past, keep):
         """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches.
 
         Watching leaves the backend's result as it is; an edit or a gradient runs the reference's token loop.
         """
         write, state = Site(self.layer, "write"), Site(self.layer, "state")
-        args, h0 = (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN), None if past is None else past.h_BHPN
+        args, h0 = (*selected[:2], A_HN, *selected[2:]), None if past is None else past.h_BHPN
         if not (trace.wants(write) or trace.wants(state)):
             return self.backend.scan(*args, h0=h0, keep_h=keep)
         watched = reference.watched_scan(

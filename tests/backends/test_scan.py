@@ -177,3 +177,18 @@ def test_the_gradient_is_that_of_the_finite_difference(backend, shape, length):
         measured = float(up - down) / 2e-5
         assert float((x.grad * direction).sum()) == pytest.approx(measured, rel=1e-6, abs=1e-7)
 
+
+
+@pytest.mark.parametrize("length", [3, 70])
+def test_what_is_written_and_what_decays_come_apart(backend, shape, length):
+    """With a dt of 0 at some tokens, where no division by it could put another write in."""
+    args, h0 = drawn(shape, length)
+    dt_write = drawn(shape, length, seed=1)[0].dt_BLH
+    args = args._replace(dt_BLH=args.dt_BLH * (torch.arange(length) % 3 > 0)[:, None])
+    y, h = backend.scan(*args, h0=h0, dt_write=dt_write)
+    v, dt, A, B, C = (x.numpy() for x in args)
+    for r in range(2):
+        truth_y, _, states = oracles.scan(v[r], dt[r], A, B[r], C[r], h0[r].numpy(), dt_write[r].numpy())
+        assert deviation(y[r], truth_y) <= 1e-12 and deviation(h[r], states[-1]) <= 1e-12
+    for one, other in zip(backend.scan(*args, dt_write=args.dt_BLH), backend.scan(*args), strict=True):
+        assert torch.equal(one, other)

@@ -2,7 +2,8 @@
 from .attention import mixing_matrix
 from .checkpoints import CONFIGS, MAMBA1, MAMBA2, random_checkpoint, shapes, with_ssm
 from .compare import deviation
+from .knockout import Knock, knocked
 from .recurrence import Inner, causal_conv, inner, mamba1, mamba2, scan
 
-__all__ = ["CONFIGS", "MAMBA1", "MAMBA2", "Inner", "causal_conv", "deviation", "inner", "mamba1", "mamba2",
+__all__ = ["CONFIGS", "MAMBA1", "MAMBA2", "Inner", "Knock", "causal_conv", "deviation", "inner", "knocked", "mamba1", "mamba2",
            "mixing_matrix", "random_checkpoint", "scan", "shapes", "with_ssm"]

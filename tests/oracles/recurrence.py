@@ -46,15 +46,15 @@ def causal_conv(x_LE, weight_EK, bias_E, before_JE=None):
                      for t in range(len(x_LE))])
 
 
-def scan(v_LHP, dt_LH, A_HN, B_LGN, C_LGN, h0_HPN=None):
-    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t, y_t = C_t h_t: y_LHP, then all writes and states as LHPN."""
+def scan(v_LHP, dt_LH, A_HN, B_LGN, C_LGN, h0_HPN=None, w_LH=None):
+    """h_t = exp(dt_t A) h_{t-1} + w_t B_t v_t, y_t = C_t h_t, w = dt unless given: y_LHP, then all writes and states as LHPN."""
     heads, groups = v_LHP.shape[1], B_LGN.shape[1]
     group_of = np.arange(heads) // (heads // groups)
     h = np.zeros((*v_LHP.shape[1:], B_LGN.shape[2])) if h0_HPN is None else h0_HPN
     ys, writes, states = [], [], []
-    for v_HP, dt_H, B_GN, C_GN in zip(v_LHP, dt_LH, B_LGN, C_LGN, strict=True):
+    for v_HP, dt_H, w_H, B_GN, C_GN in zip(v_LHP, dt_LH, dt_LH if w_LH is None else w_LH, B_LGN, C_LGN, strict=True):
         B_HN, C_HN = B_GN[group_of], C_GN[group_of]
-        writes.append((dt_H[:, None] * v_HP)[:, :, None] * B_HN[:, None, :])
+        writes.append((w_H[:, None] * v_HP)[:, :, None] * B_HN[:, None, :])
         h = np.exp(dt_H[:, None] * A_HN)[:, None, :] * h + writes[-1]
         ys.append((h * C_HN[:, None, :]).sum(-1))
         states.append(h)
