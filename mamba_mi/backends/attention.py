@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mamba_mi.backends.chunked import conv
-from mamba_mi.backends.reference import spread
+from mamba_mi.backends.reference import spread, widened
 from mamba_mi.config import UserError
 
 __all__ = ["blocks", "conv", "missing", "mixing", "picked", "scan"]
@@ -25,11 +25,9 @@ def missing() -> str:
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
          dt_write=None) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: y = M v, and what the state before the prompt adds to it."""
-    kind = torch.promote_types(v_BLHP.dtype, torch.float32)
-    v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
-    w = dt if dt_write is None else dt_write.to(kind)
+    v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)
     rows, length, heads, _ = v.shape
-    h0 = None if h0 is None else spread(h0.to(kind), rows)
+    h0 = None if h0 is None else spread(h0, rows)
     group_H = _groups(heads, B_)
     ys, states = [], []
     for at in blocks(range(heads), rows * length * length):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mamba_mi.backends.reference import spread
+from mamba_mi.backends.reference import spread, widened
 
 CHUNK = 64
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
@@ -24,10 +24,7 @@ def missing() -> str:
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
          dt_write=None) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
-    kind = torch.promote_types(v_BLHP.dtype, torch.float32)
-    v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
-    w = dt if dt_write is None else dt_write.to(kind)
-    h0 = None if h0 is None else h0.to(kind)
+    v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)
     mix = _one_decay if A.shape[1] == 1 else _many_decays
     parts = [mix(v[part], dt[part], w[part], A, B_[part], C_[part], start, keep_h)
              for part, start in _row_groups(v, A, h0, (v, dt, w, A, B_, C_, h0))]

@@ -28,16 +28,14 @@ def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, dt_write: Ten
 
     What they return is what the recurrence goes on with: a changed h_t reaches every later token.
     """
-    kind = torch.promote_types(v_BLHP.dtype, torch.float32)
-    v, dt, A, B_, C_ = (x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN))
+    v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)
     rows, length, heads, width = v.shape
     B_BLHN, C_BLHN = (m.repeat_interleave(heads // m.shape[2], dim=2) for m in (B_, C_))
     decay_BLHN = torch.exp(dt[..., None] * A)
-    w = dt if dt_write is None else dt_write.to(kind)
     write_BLHPN = (w[..., None] * v)[..., None] * B_BLHN[..., None, :]
     if on_write:
         write_BLHPN = on_write(write_BLHPN)
-    h = v.new_zeros(rows, heads, width, B_.shape[-1]) if h0 is None else spread(h0.to(kind), rows)
+    h = v.new_zeros(rows, heads, width, B_.shape[-1]) if h0 is None else spread(h0, rows)
     ys = []
     for t in range(length):
         h = decay_BLHN[:, t, :, None] * h + write_BLHPN[:, t]
@@ -57,6 +55,13 @@ def conv(u_BLC, weight_CK, bias_C, *, tail=None) -> tuple[Tensor, Tensor]:
         ys.append((window_BKC * weight_CK.T).sum(dim=1) + bias_C)
         tail = window_BKC[:, 1:]
     return torch.stack(ys, dim=1), tail
+
+
+def widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> list[Tensor | None]:
+    """The scan's arguments in the type its sums are taken in, at least float32; what is written has dt unless it differs."""
+    dt_write = dt_BLH if dt_write is None else dt_write
+    kind = torch.promote_types(v_BLHP.dtype, torch.float32)
+    return [None if x is None else x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)]
 
 
 def spread(x: Tensor, rows: int) -> Tensor:

@@ -78,7 +78,7 @@ def dims(knobs: Knobs, lm) -> tuple[int, ...] | None:
     """The coordinates exchanged together at every site; None for all there are."""
     if knobs.dims is None:
         return None
-    axes = patches.widths(lm)
+    axes = lm.widths
     narrow = min(knobs.sites, key=lambda name: math.prod(axes[name]))
     return tuple(_numbers("method.dims", knobs.dims, math.prod(axes[narrow]), f"{narrow} of {lm.name}", "coordinates"))
 
@@ -94,7 +94,7 @@ def _check_parts(knobs: Knobs, lm) -> None:
     if knobs.draws and knobs.draw is not None:
         raise UserError("method.draws has every draw in one run, method.draw one of a sweep's: give one of them")
     if knobs.subspace is not None:
-        _check_subspace(knobs, patches.widths(lm))
+        _check_subspace(knobs, lm.widths)
     elif knobs.draws or knobs.draw is not None:
         raise UserError("method.draws and method.draw are controls of a subspace: give method.subspace="
                         f"{'|'.join(FITTED)} as well")

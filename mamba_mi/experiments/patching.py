@@ -21,14 +21,14 @@ from mamba_mi.data import batches, roles
 from mamba_mi.data.spans import is_role
 from mamba_mi.experiments import Experiment, _patching_knobs
 from mamba_mi.experiments._patching_knobs import DIRECTIONS, Knobs
-from mamba_mi.interventions import patches
 from mamba_mi.interventions.exchange import Exchange
 from mamba_mi.interventions.fitting import FAMILIES, Fitted, named
 from mamba_mi.interventions.patches import Cell
 from mamba_mi.measure.answers import answers, reader
 from mamba_mi.measure.controls import NORM
 from mamba_mi.measure.effects import effects
-from mamba_mi.report.patching_words import HEADLINE, beside_chance, caveats, crossing, largest, setting
+from mamba_mi.report.patching_words import beside_chance, caveats, crossing, largest, setting
+from mamba_mi.report.words import HEADLINE
 from mamba_mi.runs import files
 from mamba_mi.runs.progress import bar
 from mamba_mi.trace import Site, site_name
@@ -121,7 +121,7 @@ class Patching(Experiment):
 
     def _in_subspaces(self, site: Site, role: str, at: tuple[int, ...]) -> Iterator[Cell]:
         rank = self.knobs.rank
-        yield Cell(site, role, at, subspace="full", rank=patches.widths(self.lm)[site.name][0])
+        yield Cell(site, role, at, subspace="full", rank=self.lm.widths[site.name][0])
         yield Cell(site, role, at, subspace=self.knobs.subspace, rank=rank)
         for name, left in self.fitted.parts((site, role)):
             yield Cell(site, role, at, subspace=name, rank=left)
@@ -167,26 +167,25 @@ class Patching(Experiment):
         if not cells:
             raise UserError(f"method.roles={self.knobs.roles}: these prompts have "
                             f"{', '.join(roles(batch.length, batch.spans))}")
-        tables = [self._measured(batch, cells, way) for way in DIRECTIONS if way in self.knobs.directions]
+        swaps = {cell: self.fitted.swap((cell.site, cell.role), cell.subspace, cell.draw)
+                 for cell in cells if cell.subspace not in (None, "full")}
+        tables = [self._measured(batch, cells, swaps, way) for way in DIRECTIONS if way in self.knobs.directions]
         return pa.concat_tables(tables, promote_options="default")
 
-    def _measured(self, batch, cells, direction: str) -> pa.Table:
+    def _measured(self, batch, cells, swaps, direction: str) -> pa.Table:
         knobs, setting = self.knobs, self.setting
         told = answers(batch, knobs.metrics, self.lm.device)
         exchange = Exchange(self.lm, told.tail, setting.memory, setting.ledger,
                             _patching_knobs.dims(knobs, self.lm))
         clean_BL, corrupt_BL = (told.continued(tokens) for tokens in (batch.tokens_BL, batch.corrupt_BL))
         read = reader(knobs.metrics, told, exchange.logits(self.lm.embed(clean_BL)) if "kl" in knobs.metrics else None)
-        swaps = {cell: self.fitted.swap((cell.site, cell.role), cell.subspace, cell.draw)
-                 for cell in cells if cell.subspace not in (None, "full")}
         found = []
         for sample in self._samples():
             clean_BLD = self.lm.embed(clean_BL)
             corrupt_BLD = self.lm.embed(corrupt_BL) if sample is None else clean_BLD + self._noise(batch, sample, clean_BLD)
             base_BLD, source_BLD = (corrupt_BLD, clean_BLD) if direction == "denoising" else (clean_BLD, corrupt_BLD)
-            full_BM = read(exchange.logits(source_BLD)[None])[0]
-            found.append((*exchange(clean_BL, base_BLD, source_BLD, cells, read, swaps), full_BM))
-        values, baselines, norms, full = (None if parts[0] is None else torch.stack(parts).mean(dim=0)
+            found.append(exchange(clean_BL, base_BLD, source_BLD, cells, read, swaps))
+        values, baselines, full, norms = (None if parts[0] is None else torch.stack(parts).mean(dim=0)
                                           for parts in zip(*found, strict=True))
         return self._table(batch, cells, direction, values, baselines, norms, full)
 
@@ -243,8 +242,7 @@ class Patching(Experiment):
     def headline(self, summary):
         shown = [row for row in summary if row["metric"] == HEADLINE and row["conditions"]["site"] == self.knobs.sites[0]]
         if self.knobs.heads is not None:
-            largest = sorted(shown, key=lambda row: -abs(row["mean"] or 0.0))[:12]
-            return [_unnoted(row) for row in largest]
+            return [_unnoted(row) for row in sorted(shown, key=lambda row: -abs(row["mean"] or 0.0))[:12]]
         if self.knobs.subspace:
             return [{key: row[key] for key in BESIDE_CHANCE if key in row} for row in shown
                     if row["conditions"]["subspace"] == self.knobs.subspace]

@@ -13,7 +13,8 @@ from torch import Tensor
 from mamba_mi.data import Batch, roles
 from mamba_mi.interventions.edits import Edit
 from mamba_mi.interventions.ops import SwapSubspace
-from mamba_mi.trace import Site, Trace
+from mamba_mi.interventions.patches import watch
+from mamba_mi.trace import Site
 
 RATE = 1e-2  # Adam's, on orthonormal directions
 
@@ -32,13 +33,13 @@ def align(lm, batches: Sequence[Batch], site: Site, role: str, start_RD: Tensor,
         into, source = (batch.tokens_BL, batch.corrupt_BL) if step % 2 else (batch.corrupt_BL, batch.tokens_BL)
         answers = batch.corrupt if step % 2 else batch.prompts
         at = roles(batch.length, batch.spans)[role]
-        with torch.no_grad(), Trace(keep=[site]) as seen:
-            lm(source, trace=seen)
-        exchange = Edit(site, at, SwapSubspace(seen.values[site][:, list(at)], directions_RD))
-        with torch.enable_grad(), Trace(interventions=[exchange]) as trace:
-            logits_BLV, _ = lm(into, trace=trace)
-            target_B = torch.tensor([p.target_id for p in answers], device=logits_BLV.device)
-            loss = F.cross_entropy(logits_BLV[:, -1].double(), target_B)
+        with torch.no_grad():
+            values, _ = watch(lm, lm.embed(source), [site])
+        exchange = Edit(site, at, SwapSubspace(values[site][:, list(at)], directions_RD))
+        with torch.enable_grad():
+            _, logits_BKV = watch(lm, lm.embed(into), (), interventions=[exchange])
+            target_B = torch.tensor([p.target_id for p in answers], device=logits_BKV.device)
+            loss = F.cross_entropy(logits_BKV[:, -1].double(), target_B)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -14,7 +14,6 @@ from torch import Tensor
 from mamba_mi.interventions import patches
 from mamba_mi.interventions.cone import Ledger, contrast
 from mamba_mi.interventions.patches import Cell, Swap
-from mamba_mi.trace import BLIND, Site, Trace
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,22 @@ class Exchange:
     ledger: Ledger
     dims: tuple[int, ...] | None = None
 
+    @torch.no_grad()
     def logits(self, embedded_BLD: Tensor) -> Tensor:
         """The logits of a run at the positions read, BKV."""
-        return self._watch(embedded_BLD, ())[1]
+        return patches.watch(self.lm, embedded_BLD, (), tail=self.tail)[1]
 
+    @torch.no_grad()
     def __call__(self, tokens_BL: Tensor, base_BLD: Tensor, source_BLD: Tensor, cells: Sequence[Cell],
                  read: Callable[[Tensor], Tensor], swaps: Mapping[Cell, Swap] | None = None):
-        """(values, baselines) of `read`, S B …, and with `swaps` the norm of what each cell put in, S B, else None."""
+        """What `read` makes of each cell and of its twin without it, S B …, and of the source run, B …; and with `swaps`
+        the norm of what each cell put in, S B, else None."""
         swaps = swaps or {}
         jobs = {_job(cell): cell for cell in cells}  # a one-token subject fills several roles with one exchange
         done: dict[tuple, tuple] = {}
         for sites in patches.in_reach(dict.fromkeys(cell.site for cell in cells), self._bytes(tokens_BL), self.memory):
-            source, _ = self._watch(source_BLD, sites)
-            base = self._watch(base_BLD, sites)[0] if swaps else {}
+            source, logits_BKV = patches.watch(self.lm, source_BLD, sites, tail=self.tail)
+            base = patches.watch(self.lm, base_BLD, sites, tail=self.tail)[0] if swaps else {}
             mine = [(job, cell) for job, cell in jobs.items() if cell.site in source]
             sets = [patches.edit(self.lm, cell, source[cell.site], swaps.get(cell), self.dims) for _, cell in mine]
             values, clean = contrast(self.lm, tokens_BL, sets, read, embedded_BLD=base_BLD, tail=self.tail,
@@ -48,23 +50,11 @@ class Exchange:
                      for _, cell in mine]
             done.update((job, row) for (job, _), row in zip(mine, zip(values, clean, norms, strict=True), strict=True))
         values, baselines, norms = zip(*(done[_job(cell)] for cell in cells), strict=True)
-        return torch.stack(values), torch.stack(baselines), torch.stack(norms) if swaps else None
-
-    @torch.no_grad()
-    def _watch(self, embedded_BLD: Tensor, sites: Sequence[Site]) -> tuple[dict[Site, Tensor], Tensor]:
-        """A run's values at the sites, and its logits at the positions read."""
-        with Trace(keep=sites) as trace:
-            trace.begin(0, embedded_BLD.shape[1])
-            resid_BLD = trace(Site(-1, "embed"), embedded_BLD)
-            resid_BLD, _ = self.lm.through(resid_BLD, trace=trace, keep=False)
-            if Site(-1, "final_norm") in trace.keep:
-                logits_BLV = self.lm.unembed(resid_BLD, trace)
-            else:  # most positions' logits are never read
-                logits_BLV = self.lm.unembed(resid_BLD[:, -self.tail:], BLIND)
-        return trace.values, logits_BLV[:, -self.tail:]
+        full = read(logits_BKV[None])[0]
+        return torch.stack(values), torch.stack(baselines), full, torch.stack(norms) if swaps else None
 
     def _bytes(self, tokens_BL: Tensor) -> dict[str, int]:
-        return {name: math.prod(axes) * tokens_BL.numel() * 4 for name, axes in patches.widths(self.lm).items()}
+        return {name: math.prod(axes) * tokens_BL.numel() * 4 for name, axes in self.lm.widths.items()}
 
 
 def _job(cell: Cell) -> tuple:

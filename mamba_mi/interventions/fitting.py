@@ -14,8 +14,8 @@ from mamba_mi.config import ORTHOGONAL, UNCONSTRAINED, UserError, stream
 from mamba_mi.data import Batch, roles
 from mamba_mi.interventions import subspace
 from mamba_mi.interventions.das import align
-from mamba_mi.interventions.patches import Swap
-from mamba_mi.trace import Site, Trace
+from mamba_mi.interventions.patches import Swap, watch
+from mamba_mi.trace import Site
 
 Place = tuple[Site, str]  # a site and a position role: each has its own subspace
 FAMILIES = (*UNCONSTRAINED, ORTHOGONAL)
@@ -80,12 +80,11 @@ class Fitted:
         for batch in batches:
             found = roles(batch.length, batch.spans)
             for tokens_BL, prompts in ((batch.tokens_BL, batch.prompts), (batch.corrupt_BL, batch.corrupt)):
-                with Trace(keep={site for site, _ in places}) as trace:
-                    self.lm(tokens_BL, trace=trace)
+                values, _ = watch(self.lm, self.lm.embed(tokens_BL), {site for site, _ in places})
                 answer_B = torch.tensor([p.target_id for p in prompts])
                 for site, role in places:
                     at = found.get(role, ())
-                    samples[site, role] += [trace.values[site][:, position].cpu() for position in at]
+                    samples[site, role] += [values[site][:, position].cpu() for position in at]
                     classes[site, role] += [answer_B] * len(at)
         joined = [{place: torch.cat(xs) for place, xs in found.items() if xs} for found in (samples, classes)]
         return joined[0], joined[1]

@@ -1,6 +1,6 @@
 """Exchanges between two runs: which cells there are, and the edit that makes each.
 
-Shape legend: B prompts, L length, K positions of a cell, X axes of a site's value beyond them, R rank, D width.
+Shape legend: B prompts, L length, V vocabulary, K positions of a cell, X axes of a site's value beyond them, R rank, D width.
 """
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
@@ -38,12 +37,18 @@ class Swap(NamedTuple):
     as_long_as: Tensor | None = None
 
 
-@torch.no_grad()
-def widths(lm) -> dict[str, tuple[int, ...]]:
-    """The axes of each site's value beyond batch and position, by name; seen on one token."""
-    with Trace(keep=[site for site in lm.sites if site.layer in (-1, 0)]) as trace:
-        lm(torch.zeros(1, 1, dtype=torch.long), trace=trace)
-    return {site.name: tuple(x.shape[2:]) for site, x in trace.values.items()}
+def watch(lm, embedded_BLD: Tensor, sites: Iterable[Site], *, tail: int = 1,
+          interventions=()) -> tuple[dict[Site, Tensor], Tensor]:
+    """A run's values at the sites, and its logits at the last `tail` positions, BKV: the others are never made."""
+    with Trace(keep=sites, interventions=interventions) as trace:
+        trace.begin(0, embedded_BLD.shape[1])
+        resid_BLD = trace(Site(-1, "embed"), embedded_BLD)
+        resid_BLD, _ = lm.through(resid_BLD, trace=trace, keep=False)
+        if Site(-1, "final_norm") in trace.keep:  # it is kept at every position
+            logits_BLV = lm.unembed(resid_BLD, trace)
+        else:
+            logits_BLV = lm.unembed(resid_BLD[:, -tail:])
+    return trace.values, logits_BLV[:, -tail:]
 
 
 def head_dims(lm, name: str, head: int) -> range:
@@ -56,7 +61,7 @@ def head_dims(lm, name: str, head: int) -> range:
                         "name these in method.sites")
     if not 0 <= head < heads:
         raise UserError(f"method.heads={head}: out of range; {lm.name} has heads 0-{heads - 1}")
-    size = math.prod(widths(lm)[name]) // heads
+    size = math.prod(lm.widths[name]) // heads
     return range(head * size, (head + 1) * size)
 
 

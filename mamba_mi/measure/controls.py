@@ -37,7 +37,7 @@ def control_rows(effects: pa.Table, conditions: Sequence[str], normalised: Mappi
     drawn = effects.filter(pc.and_(pc.is_valid(effects["draw"]), pc.not_equal(effects["metric"], NORM)))
     asked = {tuple(row[key] for key in ("metric", *conditions)): row["value_count"]
              for row in drawn.group_by(["metric", *conditions]).aggregate([("value", "count")]).to_pylist()}
-    wanted = [(metric, metric, pc.add(pc.multiply(drawn["baseline"], 0.0), 1.0)) for metric in pc.unique(drawn["metric"]).to_pylist()]
+    wanted = [(metric, metric, pa.array(np.ones(len(drawn)))) for metric in pc.unique(drawn["metric"]).to_pylist()]
     wanted += [(metric, name, pc.subtract(drawn["full"], drawn["baseline"])) for metric, name in normalised.items()]
     rows = []
     for metric, name, scale in wanted:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mamba_mi.backends import Choice, reference
 from mamba_mi.config import UserError
 from mamba_mi.models.mixer import RMSNorm, State
-from mamba_mi.trace import BLIND, Site
+from mamba_mi.trace import BLIND, Site, Trace
 
 BLOCK_SITES = ("resid", "normed", "in_proj", "gate", "conv", "dt", "B", "C", "write", "state",
                "scan_out", "gated", "out", "resid_out")
@@ -66,6 +66,14 @@ class LM(nn.Module):
     def sites(self) -> Sites:
         inner = (Site(i, name) for i in range(self.config.n_layer) for name in BLOCK_SITES)
         return Sites((Site(-1, "embed"), *inner, Site(-1, "final_norm")))
+
+    @cached_property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """The axes of each site's value beyond batch and position, by name: seen on one token, in one layer."""
+        with torch.no_grad(), Trace(keep=[site for site in self.sites if site.layer <= 0]) as trace:
+            resid_BLD = self.embed(torch.zeros(1, 1, dtype=torch.long), trace)
+            self.unembed(self.through(resid_BLD, trace=trace, last=1, keep=False)[0], trace)
+        return {site.name: tuple(x.shape[2:]) for site, x in trace.values.items()}
 
     @property
     def device(self) -> torch.device:

@@ -3,11 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import number, p_value, share
+from mamba_mi.report.words import HEADLINE, equals, number, share, stands_out
 from mamba_mi.report.words import role as role_name
 from mamba_mi.report.words import site as site_name
 
-HEADLINE = "normalised_logit_difference"
 VERBS = {"denoising": ("Restoring", "brings back"), "noising": ("Corrupting", "destroys")}
 SHOWN = 4  # sites told of
 ROLES = {"subject": "all subject tokens", "last": "the last token"}
@@ -20,7 +19,7 @@ def crossing(summary: Sequence[Mapping], direction: str, site: str, role: str) -
         return []
     verb = VERBS[direction]
     peak, final = max(rows, key=lambda row: row["mean"]), rows[-1]
-    if len(rows) == 1 or not _stands_out(peak):
+    if len(rows) == 1 or not stands_out(peak):
         return []
     text = (f"{verb[0]} {ROLES[role]} ({site_name(site)}) {verb[1]} the most at layer {peak['conditions']['layer']}: {share(peak)} of the "
             f"logit difference, n = {peak['n']}")
@@ -37,9 +36,9 @@ def largest(summary: Sequence[Mapping], direction: str) -> list[str]:
     """The largest single effects over all sites, roles and heads, among those that stand out of the whole map."""
     rows = [row for row in summary if row["metric"] == HEADLINE and row["mean"] is not None
             and row["conditions"]["direction"] == direction and row["conditions"]["role"] != "subject_last"]
-    firm = sorted(filter(_stands_out, rows), key=lambda row: -abs(row["mean"]))
     if not rows:
         return []
+    firm = sorted(filter(stands_out, rows), key=lambda row: -abs(row["mean"]))
     if not firm:
         return [f"{VERBS[direction][0]}: of {len(rows)} cells none stands out at 5% after correction over the whole map (max-T)."]
     of_site = {}  # the largest at each site, so that the residual stream does not fill the list
@@ -47,10 +46,6 @@ def largest(summary: Sequence[Mapping], direction: str) -> list[str]:
         of_site.setdefault(row["conditions"]["site"], row)
     said = "; ".join(f"{_place(row['conditions'])} {share(row)}" for row in list(of_site.values())[:SHOWN])
     return [f"{VERBS[direction][0]}: {len(firm)} of {len(rows)} cells stand out (max-T), the largest of each site: {said}."]
-
-
-def _stands_out(row: Mapping) -> bool:
-    return row.get("p_adjusted") is None or row["p_adjusted"] < 0.05
 
 
 def _place(conditions: Mapping) -> str:
@@ -84,9 +79,9 @@ def beside_chance(summary: Sequence[Mapping], direction: str, site: str, role: s
     text += f"; the whole value, {share(whole[0])}" if whole else ""
     if peak.get("control_p") is not None:
         text += (f"; random subspaces of that rank, {number(peak['control_mean'])} [{number(peak['control_low'])}, "
-                 f"{number(peak['control_high'])}], the middle 95% of {peak['draws']} draws, p {_equals(peak['control_p'])}")
+                 f"{number(peak['control_high'])}], the middle 95% of {peak['draws']} draws, p {equals(peak['control_p'])}")
         others = {family: peak.get(f"control_p_{family}") for family in ("covariance", "rescaled")}
-        text += "".join(f"; {family} p {_equals(p)}" for family, p in others.items() if p is not None)
+        text += "".join(f"; {family} p {equals(p)}" for family, p in others.items() if p is not None)
     return [f"{text}."]
 
 
@@ -133,11 +128,6 @@ def _of_subspace(summary: Sequence[Mapping], knobs) -> list[str]:
     elif not knobs.draws and knobs.draw is None:
         told.append("No random subspaces were drawn: whether the effect beats chance is not known (method.draws=100).")
     return told
-
-
-def _equals(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def _curve(summary, **wanted) -> list[Mapping]:

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mamba_mi.config import FITTED
-from mamba_mi.report.words import NAMES, NOTHING, number, p_value, share
+from mamba_mi.report.words import ALPHA, NAMES, NOTHING, equals, number, share
 
 SHOWN = 4  # draws are told of the largest so many observed effects
-ALPHA = 0.05
 JUDGED = ("conditions", "metric", "n", "mean", "ci_low", "ci_high")  # and the control's p-values
 STATUSES = {"done": "done", "skipped": "done before", "failed": "failed", "interrupted": "interrupted",
             "running": "running", "planned": "not started"}
@@ -81,18 +80,13 @@ def _of_difference(one: Part, other: Part, differences: Sequence[dict]) -> list[
         first, second = there[key_of(widest)]
         said.append(f"{one.label} and {other.label} differ most at {cell(widest['conditions'])}: {share(first)} "
                     f"against {share(second)}, a difference of {share(widest)}, "
-                    f"p (max-T) {_equals(widest['p_adjusted'])}, n = {widest['n']}.")
+                    f"p (max-T) {equals(widest['p_adjusted'])}, n = {widest['n']}.")
     sure = [row for row in known if row["ci_low"] is not None]
     apart = [row for row in sure if row["ci_low"] > 0 or row["ci_high"] < 0]
     firm = sum(row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA for row in known)
     said.append(f"In {len(apart)} of the {len(sure)} cells shown whose difference has an interval it leaves out zero; in {firm} of "
                 f"{len(known)} p is below {ALPHA:.2g} after correction over the whole map.")
     return said
-
-
-def _equals(p: float | None) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def of_draws(rows: Sequence[dict], null: Sequence[dict], metric: str) -> list[str]:
@@ -102,8 +96,8 @@ def of_draws(rows: Sequence[dict], null: Sequence[dict], metric: str) -> list[st
         chance = [each for each in null if each["metric"] == metric and _same_cell(each, row)]
         beside = "; ".join(f"{each['family']} {number(each['mean'])}, 95% in [{number(each['low'])}, {number(each['high'])}], "
                            f"{each['draws']} draws" for each in chance)
-        p = NOTHING if row["control_p"] is None else _equals(row["control_p"])
-        p += "".join(f", {family} {_equals(row[key])}" for family in ("covariance", "rescaled")
+        p = NOTHING if row["control_p"] is None else equals(row["control_p"])
+        p += "".join(f", {family} {equals(row[key])}" for family in ("covariance", "rescaled")
                      if row.get(key := f"control_p_{family}") is not None)
         said.append(f"{cell(row['conditions'])}: {share(row)}, n = {row['n']}. Random subspaces: {beside}. "
                     f"p (control, isotropic) {p}.")

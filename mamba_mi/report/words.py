@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"
+HEADLINE = "normalised_logit_difference"  # of patching: figures and sentences are about it
+ALPHA = 0.05
 DIRECTIONS = {"denoising": "Sufficiency", "noising": "Necessity"}
 SITES = {"embed": "embedding", "resid": "residual stream", "normed": "normed input", "in_proj": "input projection", "gate": "gate",
          "conv": "conv output", "dt": "Δ (dt)", "B": "B", "C": "C", "write": "state write", "state": "state",
@@ -55,6 +57,17 @@ def p_value(p: float | None) -> str:
     if p < 0.001:
         return "< .001"
     return "1" if p >= 0.9995 else f"{p:.3f}"[1:]
+
+
+def equals(p: float | None) -> str:
+    """`= .034`, `< .001`."""
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def stands_out(row) -> bool:
+    """A cell that was not tested has no p and is not held to be nothing."""
+    return row.get("p_adjusted") is None or row["p_adjusted"] < ALPHA
 
 
 def role(name: str) -> str:

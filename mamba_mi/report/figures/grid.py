@@ -11,9 +11,8 @@ import numpy as np
 
 from mamba_mi.config import UserError
 from mamba_mi.report.tables import RunTables
-from mamba_mi.report.words import DIRECTIONS, SITES, sample
+from mamba_mi.report.words import DIRECTIONS, HEADLINE, SITES, sample
 
-HEADLINE = "normalised_logit_difference"
 AXES = ("direction", "site", "role", "layer")
 ROLE_ORDER = ("bos", "pre_subject", "subject_", "subject_last", "subject", "relation", "between", "last")
 

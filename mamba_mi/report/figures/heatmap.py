@@ -12,9 +12,8 @@ from matplotlib.path import Path
 
 from mamba_mi.report.figures import style
 from mamba_mi.report.figures.grid import Grid
-from mamba_mi.report.words import interval, number, role
+from mamba_mi.report.words import ALPHA, interval, number, role, stands_out
 
-ALPHA = 0.05
 HATCHING = "////"
 CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
 SQUARE = (Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY)
@@ -38,11 +37,6 @@ def heatmap(axes: Axes, grid: Grid, direction: str, site: str, limit: float, int
         if not stands_out(row) and not abs(mean) > limit / 3:  # on a darker cell grey would not be read
             ink = style.GREY
         _cell_text(axes, row, y + 0.5, r + 0.5, ink, interval_points)
-
-
-def stands_out(row: dict) -> bool:
-    """A cell that was not tested has no p and is not held to be nothing."""
-    return row.get("p_adjusted") is None or row["p_adjusted"] < ALPHA
 
 
 def hatch(axes: Axes, p_RY: np.ndarray) -> None:
