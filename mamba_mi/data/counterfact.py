@@ -40,6 +40,7 @@ class _Fact(NamedTuple):
     prompt_id: str
     text: str
     target: str
+    wrong: str  # the counterfactual target; empty where the file has none
     subject: tuple[int, int]  # characters, with the leading space
     cluster: str
     template: str
@@ -74,24 +75,26 @@ def _fact(prompt_id: str, record: dict, seen: set[str]) -> _Fact:
     space = subject[:len(subject) - len(subject.lstrip())]
     template = f"{text_of(record, 'relation_id')}: {prefix}{space}{{}}{suffix}"
     span = len(prefix), len(prefix) + len(subject)
-    return _Fact(prompt_id, text, following(text, target), span, subject.strip(), template)
+    wrong = str(record.get("target_false") or "")
+    return _Fact(prompt_id, text, following(text, target), wrong and following(text, wrong), span, subject.strip(), template)
 
 
 def _prompts(facts: Sequence[_Fact], tokenizer, bos: bool) -> tuple[list[Prompt], list[Dropped]]:
     texts = [fact.text for fact in facts]
     encoded = encode(texts, tokenizer)
     before = bos_ids(tokenizer, bos)
-    target_ids = encode_targets(texts, encoded, [fact.target for fact in facts], tokenizer)
+    target_ids, wrong_ids = (encode_targets(texts, encoded, answers, tokenizer) for answers in (
+        [fact.target for fact in facts], [fact.wrong for fact in facts]))
 
-    def make(item: tuple[_Fact, Encoded, tuple[int, ...]]) -> Prompt:
-        fact, tokens, target = item
+    def make(item: tuple[_Fact, Encoded, tuple[int, ...], tuple[int, ...]]) -> Prompt:
+        fact, tokens, target, wrong = item
         check_known(tokens.ids, tokenizer, "the prompt")
         check_known(target, tokenizer, "the target")
         spans = {"subject": token_span(tokens.offsets, *fact.subject)}
         return prompt(fact.prompt_id, fact.text, tokens.ids, fact.target, target, spans,
-                      bos=before, cluster=fact.cluster, template=fact.template)
+                      bos=before, cluster=fact.cluster, template=fact.template, wrong_id=wrong[0] if wrong else None)
 
-    return sift([fact.prompt_id for fact in facts], texts, zip(facts, encoded, target_ids, strict=True), make)
+    return sift([fact.prompt_id for fact in facts], texts, zip(facts, encoded, target_ids, wrong_ids, strict=True), make)
 
 
 def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
@@ -109,5 +112,5 @@ def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
     except (OSError, ValueError, DatasetsError) as e:  # ConnectionError and FileNotFoundError are OSErrors
         raise UserError(f"dataset.hub={hub}: not to be had ({type(e).__name__}) and dataset.path is not set; "
                         f"where there is a network, {how}") from None
-    records = table.select_columns([c for c in COLUMNS if c in table.column_names]).to_list()
+    records = table.select_columns([c for c in (*COLUMNS, "target_false") if c in table.column_names]).to_list()
     return records, hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()

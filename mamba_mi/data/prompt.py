@@ -15,6 +15,7 @@ class Prompt:
 
     `target_id` is the first token of the target as it follows the text; `target_ids` are all of them.
     `cluster` is what the statistics resample together (the subject), `template` what the two sides of a pair share.
+    `wrong_id` is the first token of a wrong answer to compare the right one with, where the data set names one.
     """
 
     prompt_id: str
@@ -26,6 +27,7 @@ class Prompt:
     target_ids: tuple[int, ...] = ()
     cluster: str = ""
     template: str = ""
+    wrong_id: int | None = None
 
     @property
     def layout(self) -> tuple:

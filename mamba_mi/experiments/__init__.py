@@ -89,6 +89,11 @@ class Experiment:
         """Measure one batch: its effects (measure.effects)."""
         raise NotImplementedError
 
+    def in_groups(self, effects: pa.Table, items) -> pa.Table:
+        """The effects as the statistics take them: an experiment may add rows for groups of prompts (a column of its
+        `conditions` says which), so that a prompt counts in several. The table kept as effects.parquet stays as it is."""
+        return effects
+
     def cost(self, batch) -> tuple[int, int]:
         """(jobs, tokens times layers) that `step(batch)` will run; what a dry run prints."""
         return len(batch), len(batch) * batch.length * self.lm.config.n_layer

@@ -47,12 +47,14 @@ def evaluate(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory:
 
 @torch.no_grad()
 def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedded_BLD: Tensor | None = None,
-             tail: int | None = None, memory: int = MEMORY, ledger: Ledger | None = None) -> tuple[Tensor, Tensor]:
+             tail: int | None = None, only_BX: Tensor | None = None, memory: int = MEMORY,
+             ledger: Ledger | None = None) -> tuple[Tensor, Tensor]:
     """`evaluate`, and beside each set what the clean run gave in the very batch that set ran in.
 
     Batching changes a float32 sum's last bits; a set that changes nothing differs from its own twin by exactly 0.
     `embedded_BLD` stands in for the embedded tokens, in every job and in the clean run (noise on a subject). With
-    `tail` the last so many positions are read, `read(logits_SBKV)`.
+    `tail` the last so many positions are read, `read(logits_SBKV)`. `only_BX` names for each prompt the few tokens whose
+    logits are made at all: `read` then sees these, in their order.
     """
     tokens_BL = batch if isinstance(batch, Tensor) else batch.tokens_BL
     ledger = Ledger() if ledger is None else ledger
@@ -73,7 +75,7 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
             try:
                 values, clean = _run(lm, embedded_BLD[:, position:], position, past, prefix, [sets[n] for n in chunk],
                                      lambda logits_SBKV: read(logits_SBKV if tail else logits_SBKV[:, :, 0]),
-                                     tail or 1, ledger)
+                                     tail or 1, only_BX, ledger)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise UserError(f"out of memory with one job of {len(tokens_BL)} prompts; "
@@ -87,7 +89,7 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
     return tuple(torch.stack([out[n][side] for n in range(len(sets))]) for side in (0, 1))
 
 
-def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, ledger) -> tuple[Tensor, Tensor]:
+def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, ledger) -> tuple[Tensor, Tensor]:
     """One chunk of jobs that start at `position`, sorted by first layer; row 0 of every layer is the clean run."""
     rows, depth, end = len(embedded_BLD), lm.config.n_layer, position + embedded_BLD.shape[1]
     starts = [_first_layer(lm, s) for s in sets]
@@ -108,7 +110,7 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, ledger) -> 
     resid = torch.cat([resid] + [resid[:rows]] * (len(sets) - joined))
     trace.active = len(sets)
     # only what is read is unembedded: its place in the pass is kept for edits at final_norm
-    logits = lm.unembed(resid[:, -tail:], trace.last_only(tail))
+    logits = lm.unembed(resid[:, -tail:], trace.last_only(tail), only_BX)
     trace.close()
     ledger.edits.update(trace.fired)
     values = read(logits.unflatten(0, (1 + len(sets), rows)))

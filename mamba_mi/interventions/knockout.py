@@ -29,6 +29,7 @@ class Knockout:
                  slots stays; "both" the token is taken out of the conv's input for every write; "conv" the same, but
                  its own slot keeps it: only the way past the scan is cut.
     span="token+conv"  sources are widened by the K-1 slots after each.
+    heads (Mamba-2) or channels (Mamba-1)  only these lose the sources; all by default.
     query_conv   with "both" or "conv": a query's own C and D-skip are made without the sources too.
     Sites of that layer before the scan hold what they hold without the knockout; `scan_out` is the first to change.
     """
@@ -40,6 +41,7 @@ class Knockout:
     span: str = "token"
     heads: int | tuple[int, ...] | None = None
     query_conv: bool = False
+    channels: int | tuple[int, ...] | None = None
 
     def __post_init__(self):
         for name, known in (("conv", CONVS), ("span", SPANS)):
@@ -47,7 +49,7 @@ class Knockout:
                 raise UserError(f"Knockout({name}={asked!r}): there are {', '.join(known)}{did_you_mean(str(asked), known)}")
         if self.query_conv and self.conv == "scan":
             raise UserError("Knockout(query_conv=True) goes with conv=\"both\" or \"conv\": \"scan\" leaves the conv as it is")
-        for name in ("layers", "heads"):
+        for name in ("layers", "heads", "channels"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _counted(name, getattr(self, name)))
         for name in ("queries", "sources"):

@@ -30,14 +30,18 @@ class Answers(NamedTuple):
 
 
 def answers(batch, names: Sequence[str], device) -> Answers:
-    """The answers of a batch of pairs, whole where one of the metrics named reads them whole."""
+    """The answers of a batch, whole where one of the metrics named reads them whole. Of a pair the wrong answer is the
+    corrupt prompt's own; of a single prompt its `wrong_id`, or where it has none the right one: a difference of 0, to
+    be left out (`experiments._knockouts.table`)."""
     right = [p.target_ids or (p.target_id,) for p in batch.prompts]
     if not any(METRICS[name].whole for name in names):
         right = [ids[:1] for ids in right]
     longest = max(map(len, right))
     padded = [(*ids, *ids[-1:] * (longest - len(ids))) for ids in right]
+    wrong = [p.target_id for p in batch.corrupt] or [
+        p.target_id if p.wrong_id is None else p.wrong_id for p in batch.prompts]
     return Answers(torch.tensor(padded, device=device), torch.tensor([len(ids) for ids in right], device=device),
-                   torch.tensor([p.target_id for p in batch.corrupt], device=device))
+                   torch.tensor(wrong, device=device))
 
 
 class Metric(NamedTuple):
@@ -70,10 +74,20 @@ def _target_logprob(logits_SBKV, told, clean_BKV):
 METRICS = {
     "logit_difference": _first(lambda logits, told: metrics.logit_difference(logits, told.right_BK[:, 0], told.wrong_B)),
     "probability": _first(lambda logits, told: metrics.probability(logits, told.right_BK[:, 0])),
+    "log_probability": _first(lambda logits, told: metrics.log_probability(logits, told.right_BK[:, 0])),
+    "hit": _first(lambda logits, told: metrics.hit(logits, told.right_BK[:, 0])),
     "rank": _first(lambda logits, told: metrics.rank(logits, told.right_BK[:, 0])),
     "kl": Metric(_kl),
     "target_logprob": Metric(_target_logprob, whole=True),
 }
+
+
+def narrow(names: Sequence[str], told: Answers) -> tuple[Tensor, Answers] | None:
+    """Where the metrics named read two logits alone: their token ids, B by 2, and the answers counted among these."""
+    if set(names) != {"logit_difference"} or told.tail > 1:
+        return None
+    first_B = torch.zeros_like(told.wrong_B)
+    return torch.stack([told.right_BK[:, 0], told.wrong_B], dim=1), Answers(first_B[:, None], told.length_B, first_B + 1)
 
 
 def reader(names: Sequence[str], told: Answers, clean_BKV: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,9 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 CONDITIONS = {  # column: type, in the order they are written and sorted
     "direction": pa.string(), "site": pa.string(), "layer": pa.int32(), "role": pa.string(), "position": pa.int32(),
-    "head": pa.int32(), "subspace": pa.string(), "rank": pa.int32(), "source": pa.string(), "conv": pa.string(), "window_start": pa.int32(), "window_size": pa.int32(),
+    "head": pa.int32(), "subspace": pa.string(), "rank": pa.int32(),
+    "query": pa.string(), "source": pa.string(), "conv": pa.string(), "span": pa.string(), "timescale": pa.string(),
+    "window_start": pa.int32(), "window_size": pa.int32(), "split": pa.string(), "path": pa.string(),
     "draw": pa.int32(), "seed": pa.int32(), "step": pa.int64(), "task": pa.string(),
 }
 NUMBERS = ("value", "baseline", "full")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,12 +49,12 @@ def select(lm, dataset: Dataset, *, n: int | None, only_correct: bool, pairs: bo
     """
     n = len(dataset.pairs) or len(dataset.prompts) if n is None else n
     if dataset.pairs:
-        if not pairs:
-            raise UserError(f"dataset={dataset.name} holds pairs, and this experiment takes single prompts")
         selection = _of_pairs(lm, dataset, n, only_correct, size, progress)
     else:
         pair = (lambda prompts: pair_up(prompts, seed=seed, same_template=same_template)) if pairs else None
         selection = _of_prompts(lm, dataset, n, only_correct, pair, size, progress)
+    if dataset.pairs and not pairs:
+        selection = replace(selection, items=tuple(replace(p.clean, wrong_id=p.corrupt.target_id) for p in selection.items))
     if not selection.items:
         raise UserError(f"dataset={dataset.name}: nothing left to measure ({_summary(selection)}); "
                         + ("dataset.only_correct=false uses prompts the model gets wrong as well" if only_correct

@@ -107,7 +107,7 @@ def _starts(x: Tensor, row_R: Tensor) -> Tensor:
 
 def _removals(knockouts: Sequence[tuple], config) -> list[Removal]:
     """One for each distinct set of sources that some query of a block loses; a query of several loses all theirs."""
-    by_head = any(knockout.heads is not None for *_, knockout in knockouts)
+    by_head = any(knockout.heads or knockout.channels for *_, knockout in knockouts)
     acting_KBLH = torch.stack([queries_BL[..., None] & _heads(knockout, config, by_head)
                                for queries_BL, _, knockout in knockouts])
     patterns_XK = torch.unique(acting_KBLH.flatten(1), dim=1).T if len(knockouts) > 1 else torch.ones(1, 1, dtype=torch.bool)
@@ -142,16 +142,17 @@ def _together(knockouts, queries_BLH, width: int) -> Removal:
 
 def _heads(knockout, config, by_head: bool) -> Tensor:
     """The heads a knockout is about, as a mask of H; one True when every knockout here is about all."""
-    if knockout.heads is None:
-        return torch.ones(config.heads if by_head else 1, dtype=torch.bool)
-    if not hasattr(config, "heads"):
-        raise UserError(f"Knockout(heads={list(knockout.heads)}): a {config.variant} has no heads but {config.d_inner} "
-                        f"channels of {config.d_state} states; to block a channel c of some sources, take its writes: "
-                        "Edit(Site(layer, \"write\"), sources, Part(Ablate(), range(c * N, (c + 1) * N)))")
-    if max(knockout.heads) >= config.heads:
-        raise UserError(f"Knockout(heads={list(knockout.heads)}): there are heads 0-{config.heads - 1}")
-    mask_H = torch.zeros(config.heads, dtype=torch.bool)
-    mask_H[list(knockout.heads)] = True
+    mamba2 = hasattr(config, "heads")
+    count, own, other = (config.heads, "heads", "channels") if mamba2 else (config.d_inner, "channels", "heads")
+    if getattr(knockout, other) is not None:
+        raise UserError(f"Knockout({other}={list(getattr(knockout, other))}): a {config.variant} has no {other} but {count} "
+                        f"{own}; give {own}=")
+    if (asked := getattr(knockout, own)) is None:
+        return torch.ones(count if by_head else 1, dtype=torch.bool)
+    if max(asked) >= count:
+        raise UserError(f"Knockout({own}={list(asked)}): there are {own} 0-{count - 1}")
+    mask_H = torch.zeros(count, dtype=torch.bool)
+    mask_H[list(asked)] = True
     return mask_H
 
 

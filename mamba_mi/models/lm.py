@@ -4,13 +4,14 @@ Shape legend: B batch, L length, D width, V padded vocabulary.
 """
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from mamba_mi.backends import Choice, reference
+from mamba_mi.backends import Choice, choose, get, reference
 from mamba_mi.config import UserError
 from mamba_mi.models.mixer import RMSNorm, State
 from mamba_mi.trace import BLIND, Site, Trace
@@ -84,6 +85,18 @@ class LM(nn.Module):
         """The type of the matrices; A, dt, norms and the state are held in at least float32."""
         return self.embedding.weight.dtype
 
+    def on(self, backend: str) -> LM:
+        """The same weights, run by another backend; nothing is copied but the modules' shells."""
+        other, choice = copy(self), choose(backend, self.device.type)
+        layers = []
+        for layer in self.layers:
+            layer = copy(layer)
+            layer.backend = get(choice.used)
+            layers.append(layer)
+        other._modules = self._modules | {"layers": nn.ModuleList(layers).train(self.training)}
+        other.choice = choice
+        return other
+
     def forward(self, tokens_BL: Tensor, trace=BLIND, past: Past | None = None) -> tuple[Tensor, Past]:
         """Logits of every position, and the past to hand back in to go on with the next tokens."""
         self._check(tokens_BL)
@@ -111,10 +124,15 @@ class LM(nn.Module):
             states.append(state)
         return resid_BLD, Past(offset + resid_BLD.shape[1], tuple(states), first) if keep else None
 
-    def unembed(self, resid_BLD: Tensor, trace=BLIND) -> Tensor:
-        """Logits of whatever positions are given; padded vocabulary rows are -inf."""
+    def unembed(self, resid_BLD: Tensor, trace=BLIND, only_BX: Tensor | None = None) -> Tensor:
+        """Logits of whatever positions are given; padded vocabulary rows are -inf. With `only_BX` those of a few tokens
+        alone, row r's being `only_BX[r % len(only_BX)]`."""
         x_BLD = trace(Site(-1, "final_norm"), self.norm_f(resid_BLD).to(self.dtype))
         head_VD = self.embedding.weight if self.lm_head is None else self.lm_head.weight
+        if only_BX is not None:
+            few_BXD = head_VD[only_BX.to(self.device)]
+            few_BXD = few_BXD.repeat(len(x_BLD) // len(few_BXD), 1, 1)
+            return (x_BLD @ few_BXD.transpose(1, 2)).to(self.norm_f.weight.dtype)
         logits_BLV = (x_BLD @ head_VD.T).to(self.norm_f.weight.dtype)
         if self.config.padded_vocab == self.config.vocab_size:
             return logits_BLV

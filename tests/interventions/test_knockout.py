@@ -57,7 +57,7 @@ def truth(lm, tokens_BL, knockouts, scales=None):
     """The oracle's logits, prompt by prompt."""
     rows, length = tokens_BL.shape
     return np.stack([knocked(*published(lm), tokens_BL[r].tolist(), [
-        Knock(k.layers, positions(k.queries, r, length), positions(k.sources, r, length), k.conv, k.span, k.heads,
+        Knock(k.layers, positions(k.queries, r, length), positions(k.sources, r, length), k.conv, k.span, k.heads or k.channels,
               k.query_conv) for k in knockouts], scales)[:, :V] for r in range(rows)])
 
 
@@ -127,6 +127,14 @@ def test_lengths_around_the_convs_width_and_off_the_chunks(variant, length, rows
 def test_policies_mix_at_one_query(variant):
     lm, tokens_BL = model(variant), tokens(2, L)
     knockouts = [Knockout(1, (7, 8), 6, "conv"), Knockout(1, (6, 8), (5, 6), "both"), Knockout(1, -1, 4)]
+    assert deviation(run(lm, tokens_BL, *knockouts), truth(lm, tokens_BL, knockouts)) <= 1e-12
+
+
+@pytest.mark.parametrize("conv", CONVS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_channels_alone(backend, conv):
+    lm, tokens_BL = model("mamba1", backend), tokens(2, L)
+    knockouts = [Knockout(1, (6, -1), 5, conv, channels=range(0, 64, 3)), Knockout(1, -1, (2, 5), conv, channels=(1, 3, 4))]
     assert deviation(run(lm, tokens_BL, *knockouts), truth(lm, tokens_BL, knockouts)) <= 1e-12
 
 
@@ -302,7 +310,8 @@ def test_a_pass_that_goes_on_from_a_state_holds_the_source_or_says_so(variant):
     (lambda: Knockout(1, (), 0), "no query"), (lambda: Knockout(1, torch.zeros(2, L).bool(), 0), "no query"),
     (lambda: Knockout(1, "last", 0), "give a position"), (lambda: Knockout(1, -1, (0, 0)), "each position once"),
     (lambda: Knockout(1, torch.ones(2, L), 0), "boolean mask"),
-    (lambda: run(model("mamba1"), tokens(1, L), Knockout(1, -1, 0, heads=0)), "no heads but 64 channels.*Part"),
+    (lambda: run(model("mamba1"), tokens(1, L), Knockout(1, -1, 0, heads=0)), "no heads but 64 channels; give channels="),
+    (lambda: run(model("mamba1"), tokens(1, L), Knockout(1, -1, 0, channels=64)), "there are channels 0-63"),
     (lambda: run(model("mamba2"), tokens(1, L), Knockout(1, -1, 0, heads=4)), "there are heads 0-3"),
     (lambda: run(model("mamba2"), tokens(3, L), Knockout(1, *MASKS)), "there are 3 prompts"),
     (lambda: run(model("mamba2"), tokens(2, L + 1), Knockout(1, *MASKS)), f"of {L + 1} positions"),

@@ -67,7 +67,13 @@ def _prompt(saying: Saying, text: str, ids: list[int], offsets: list[tuple[int, 
     token_ids = (vocabulary()[BOS], *ids) if bos else tuple(ids)
     spans = {"bos": (0, 1), **spans} if bos else spans
     return Prompt(f"{template}-{saying.subject.replace(' ', '-')}", text, token_ids, target, target_id, spans,
-                  (target_id,), saying.subject, template)
+                  (target_id,), saying.subject, template, vocabulary()[_wrong(saying.relation, target)])
+
+
+def _wrong(relation: str, answer: str) -> str:
+    """Another answer that the relation gives: the next in the alphabet."""
+    known = sorted(set(world().answers[relation].values()))
+    return known[(known.index(answer) + 1) % len(known)]
 
 
 def _relations(asked: Any) -> list[str]:

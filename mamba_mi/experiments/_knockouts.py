@@ -1,0 +1,65 @@
+"""What the experiments on knockouts share: their windows of layers, their metrics, and effects from the cone's numbers.
+
+Shape legend: S cells, B prompts, M metrics.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from mamba_mi.config import UserError
+from mamba_mi.data import Batch
+from mamba_mi.interventions.cone import contrast
+from mamba_mi.measure.answers import METRICS, answers, narrow, reader
+from mamba_mi.measure.effects import effects
+
+RELATIVE = "relative_probability"  # the probability in % of the clean run's, whose baseline is 100: the field's change in %
+KNOWN = tuple(name for name in METRICS if name not in ("kl", "rank")) + (RELATIVE,)
+
+
+def window_starts(size: int, depth: int) -> range:
+    """Where a window of `size` consecutive layers can start, with all of its layers in the model."""
+    if not 1 <= size <= depth:
+        raise UserError(f"a window of {size} layers: this model has {depth}")
+    return range(depth - size + 1)
+
+
+def measure(lm, batch: Batch, sets: Sequence, metrics: Sequence[str], *, memory: int, ledger) -> tuple[Tensor, Tensor]:
+    """The metrics of each set of interventions and of the clean run beside it, S B M each; of two logits alone where
+    the metrics need no more."""
+    asked = [name for name in metrics if name != RELATIVE]
+    asked += ["probability"] if RELATIVE in metrics and "probability" not in asked else []
+    told = answers(batch, asked, lm.device)
+    tokens_BL, few = told.continued(batch.tokens_BL), narrow(asked, told)
+    only_BX, told_here = few or (None, told)
+    return contrast(lm, tokens_BL, sets, reader(asked, told_here, None), tail=told.tail, memory=memory, ledger=ledger,
+                    only_BX=only_BX)
+
+
+def table(batch: Batch, metrics: Sequence[str], cells: Sequence[Mapping], values_SBM: Tensor, baselines_SBM: Tensor,
+          left_out: Mapping[int, set[str]] | None = None) -> pa.Table:
+    """The effects: a row a prompt, cell and metric. `cells` are the condition columns of each set; `left_out` names
+    the prompts that a cell says nothing of. A prompt without a wrong answer has no logit difference."""
+    asked = [name for name in metrics if name != RELATIVE]
+    asked += ["probability"] if RELATIVE in metrics and "probability" not in asked else []
+    values, baselines = (x.double().cpu().numpy() for x in (values_SBM, baselines_SBM))
+    columns = {name: (values[..., i], baselines[..., i]) for i, name in enumerate(asked)}
+    if RELATIVE in metrics:
+        p, p0 = columns["probability"]
+        columns[RELATIVE] = 100 * p / np.where(p0 > 0, p0, np.nan), np.full_like(p0, 100.0)
+    ids = np.array([p.prompt_id for p in batch.prompts])
+    known_SB = np.array([[i not in (left_out or {}).get(s, ()) for i in ids] for s in range(len(cells))])
+    compared_B = np.array([p.wrong_id is not None for p in batch.prompts]) | bool(batch.corrupt)
+    parts = []
+    for name in metrics:
+        value_SB, baseline_SB = columns[name]
+        keep = known_SB & np.isfinite(value_SB) if name == RELATIVE else known_SB
+        at_S, at_B = np.nonzero(keep & compared_B if name == "logit_difference" else keep)
+        parts.append(effects({
+            "prompt_id": ids[at_B],
+            **{key: [cells[s][key] for s in at_S] for key in cells[0]},
+            "metric": np.full(len(at_S), name), "value": value_SB[at_S, at_B], "baseline": baseline_SB[at_S, at_B]}))
+    return pa.concat_tables(parts)
