@@ -25,6 +25,7 @@ from mamba_mi.trace import BLIND, KNOCKOUT, NeverReached, Site, Trace
 
 Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
 MEMORY = 1 << 30  # bytes of activations a chunk of jobs may take
+READ = 1 << 22  # logits made at once
 
 
 @dataclass
@@ -70,8 +71,7 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
         if position > reached:
             past, reached = lm.through(embedded_BLD[:, reached:position], trace=prefix, past=past)[1], position
         numbers = sorted(groups[position], key=lambda n: (_first_layer(lm, sets[n]), n))
-        size = _jobs_at_once(lm, embedded_BLD, position, [sets[n] for n in numbers], tail or 1,
-                             lm.config.padded_vocab if only_BX is None else only_BX.shape[1] * lm.config.d_model, memory)
+        size = _jobs_at_once(lm, embedded_BLD, position, [sets[n] for n in numbers], memory)
         while numbers:
             chunk = numbers[:size]
             try:
@@ -112,10 +112,13 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, le
     resid = torch.cat([resid] + [resid[:rows]] * (len(sets) - joined))
     trace.active = len(sets)
     # only what is read is unembedded: its place in the pass is kept for edits at final_norm
-    logits = lm.unembed(resid[:, -tail:], trace.last_only(tail), only_BX)
+    x = lm.normed(resid[:, -tail:], trace.last_only(tail))
     trace.close()
     ledger.edits.update(trace.fired)
-    values = read(logits.unflatten(0, (1 + len(sets), rows)))
+    # some jobs at a time, so that their logits are read while they are in cache
+    size = max(1, READ // (rows * tail * lm.config.padded_vocab))
+    parts = (lm.logits(part, only_BX).unflatten(0, (-1, rows)) for part in x.split(size * rows))
+    values = torch.cat([read(logits_SBKV) for logits_SBKV in parts])
     return values[1:], values[0]
 
 
@@ -130,7 +133,7 @@ class _Jobs(Trace):
         self.fired: Counter[str] = Counter()
         self._met: dict[tuple[int, int, Site], set[int]] = {}
         self._jobs: dict[Site, list[tuple[int, int, object]]] = defaultdict(list)
-        self._masks: dict[int, tuple] = {}
+        self._masks: dict[tuple, tuple] = {}
         before = any(i.reads_from(end) < offset for s in sets for i in s if isinstance(i, Knockout))
         self._start_of_masks = 0 if before else offset
         self._all = [(j, k, i) for j, interventions in enumerate(sets) for k, i in enumerate(interventions)]
@@ -177,11 +180,11 @@ class _Jobs(Trace):
         return list(found.items())
 
     def _here(self, knockout) -> tuple[set, tuple]:
-        """What a knockout touches, and its masks, the same at every layer: over the whole prompt where some knockout's
-        source lies before the pass."""
-        if (known := self._masks.get(id(knockout))) is None:
+        """What a knockout touches, and its masks: made once for all layers and jobs that have its like. Over the whole
+        prompt where some knockout's source lies before the pass."""
+        if (known := self._masks.get(knockout.alike)) is None:
             known = (knockout.touches(0, self._end, self._end), knockout.here(self.rows, self._start_of_masks, self._end, True))
-            self._masks[id(knockout)] = known
+            self._masks[knockout.alike] = known
         return known
 
     def before(self, layer):
@@ -231,7 +234,7 @@ def _first_layer(lm, interventions) -> int:
     return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
 
 
-def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, tail: int, read: int, memory: int) -> int:
+def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, memory: int) -> int:
     """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
     c, (prompts, whole, _) = lm.config, embedded_BLD.shape
     length = whole - position
@@ -241,5 +244,5 @@ def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, tail: int, read: 
         mixing += 2 * c.d_inner * c.d_state  # the token loop holds every write
     knocked = [Counter(site for i in interventions for site in i.sites if site.name == KNOCKOUT) for interventions in sets]
     again = max((count for sites in knocked for count in sites.values()), default=0)  # scans beside the first, a layer
-    row = (1 + again) * length * (inner + mixing) * 4 + 3 * tail * read * 4
+    row = (1 + again) * length * (inner + mixing) * 4
     return max(1, memory // (row * prompts) - 1)

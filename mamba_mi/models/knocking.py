@@ -68,10 +68,9 @@ def _replaced(mixer, trace, here, again, watched, y_BLHP, u_BLC, selected, A_HN,
     """y with the queries of some blocks' removals put in; `again` scans their rows a second time."""
     blocks, removals = zip(*here, strict=True)
     device, size = y_BLHP.device, len(removals[0].queries_BLH)
-    row_R = torch.cat([torch.arange(block * size, (block + 1) * size) for block in blocks]).to(device)
-    y_RLHP, clean = y_BLHP[row_R], Selected(*(x[row_R] for x in selected))
+    row_R = (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten().to(device)
     losses = _by_loss(removals, size, device)
-    C_RLGN = clean.C_BLGN
+    y_RLHP, dt_RLH, C_RLGN = y_BLHP[row_R], selected.dt_BLH[row_R], selected.C_BLGN[row_R]
     if again:
         if trace.grad:
             _refuse_two_gradients(mixer, trace, removals)
@@ -80,13 +79,16 @@ def _replaced(mixer, trace, here, again, watched, y_BLHP, u_BLC, selected, A_HN,
             gone_RHPN = lost_states(mixer, trace.before(mixer.layer), losses, len(row_R), A_HN)
             past = past._replace(h_BHPN=spread(past.h_BHPN, len(row_R)) - gone_RHPN)
             losses = []
+        clean = Selected(*(x[row_R] for x in selected))
         y_RLHP, C_RLGN = again(mixer, trace, blocks, removals, u_BLC[row_R], clean, A_HN, past)
     if losses:
-        y_RLHP = y_RLHP - lost(mixer, trace.before(mixer.layer), losses, C_RLGN, clean.dt_BLH, A_HN).to(y_RLHP.dtype)
+        y_RLHP = y_RLHP - lost(mixer, trace.before(mixer.layer), losses, C_RLGN, dt_RLH, A_HN).to(y_RLHP.dtype)
     heads = max(removal.queries_BLH.shape[2] for removal in removals)
     queries_RLH1 = torch.cat([removal.queries_BLH.expand(-1, -1, heads) for removal in removals])[..., None].to(device)
     if len(set(blocks)) == len(blocks):
-        return y_BLHP.index_copy(0, row_R, y_RLHP if queries_RLH1.all() else torch.where(queries_RLH1, y_RLHP, y_BLHP[row_R]))
+        # in place where it may be: y is this layer's own until it is handed on
+        put = y_BLHP.index_copy if y_BLHP.requires_grad or y_RLHP.requires_grad else y_BLHP.index_copy_
+        return put(0, row_R, y_RLHP if queries_RLH1.all() else torch.where(queries_RLH1, y_RLHP, y_BLHP[row_R]))
     at = queries_RLH1[..., 0].nonzero(as_tuple=True)
     at = at if queries_RLH1.shape[2] > 1 else at[:2]
     return y_BLHP.index_put((row_R[at[0]], *at[1:]), y_RLHP[at])
@@ -99,7 +101,7 @@ def _by_loss(removals: Sequence[Removal], size: int, device) -> list[tuple[Loss,
         if removal.loss is not None:
             rows.setdefault(id(removal.loss), (removal.loss, []))[1].append(number)
     each_B = torch.arange(size)
-    return [(loss, torch.cat([number * size + each_B for number in numbers]).to(device)) for loss, numbers in rows.values()]
+    return [(each, (torch.tensor(numbers)[:, None] * size + each_B).flatten().to(device)) for each, numbers in rows.values()]
 
 
 def _scanned_again(mixer, trace, blocks, removals, u_RLC, clean, A_HN, past) -> tuple[Tensor, Tensor]:
