@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import Columns, equals, fine, number, share
+from mamba_mi.report.words import Columns, equals, estimate, fine, number
 
 ORDINARY, ATTENTION = "ordinary", "attention"
+LONG = 48  # characters of a prompt in that table: its end
 SHOWN = 20  # mismatches in the report; all are in artifacts/mismatches.json
 LEVELS = ("conditions", "metric", "n", "n_clusters", "mean", "ci_low", "ci_high", "hits", "wilson_low", "wilson_high")
 DIFFERENCES = ("conditions", "metric", "n", "mean", "ci_low", "ci_high", "sd", "largest", "over_tolerance")
@@ -19,14 +20,15 @@ def levels(summary: Sequence[Mapping]) -> list[str]:
     if hit is None:
         return []
     n = f"n = {hit['n']:,}" + (f" prompts of {hit['n_clusters']:,} subjects" if hit["n_clusters"] < hit["n"] else " prompts")
-    told = f"The answer's first token is the model's first choice on {_percent(hit['mean'], hit['ci_low'], hit['ci_high'])}, {n}"
-    if beside and "accuracy" in beside:
-        told += (f"; on the attention path {_percent(beside['accuracy'], beside['wilson_low'], beside['wilson_high'])} (Wilson). "
-                 f"Hits on both paths: {beside['hits_on_both']:,}, on the ordinary one alone: {beside['ordinary_only']:,}, on the "
+    counted = beside and "accuracy" in beside  # not where the runs of a sweep were put together
+    ends = (hit["wilson_low"], hit["wilson_high"]) if counted else (hit["ci_low"], hit["ci_high"])
+    told = f"The answer's first token is the model's first choice on {_percent(hit['mean'], *ends)}, {n}"
+    if counted:
+        told += (f"; on the attention path {_percent(beside['accuracy'], beside['wilson_low'], beside['wilson_high'])}. Hits on both paths: {beside['hits_on_both']:,}, on the ordinary one alone: {beside['ordinary_only']:,}, on the "
                  f"attention path alone: {beside['attention_only']:,}, on neither: {beside['neither']:,}")
     said = {"probability": "its probability", "max_probability": "the first choice's probability",
             "target_logprob": "the whole answer's log-probability"}
-    means = [f"{what} {share(found[ORDINARY, metric])}" for metric, what in said.items() if (ORDINARY, metric) in found]
+    means = [f"{what} {_estimate(found[ORDINARY, metric])}" for metric, what in said.items() if (ORDINARY, metric) in found]
     return [f"{told}.", f"On average, ordinary path: {'; '.join(means)}."] if means else [f"{told}."]
 
 
@@ -46,12 +48,11 @@ def differences(summary: Sequence[Mapping]) -> list[str]:
 
 def _difference(row: Mapping, what: str) -> str:
     passed = "within" if row["over_tolerance"] == 0 else f"{row['over_tolerance']:,} prompts beyond"
-    ends = "" if row["ci_low"] is None else f" [{fine(row['ci_low'])}, {fine(row['ci_high'])}]"
     same = "" if row["p_tost"] is None else f"; the mean is equivalent to 0 within it, TOST p {equals(row['p_tost'])}"
     if row["p_tost"] is not None and row["p_tost"] >= 0.05:
         same = f"; that the mean lies within it is not shown, TOST p {equals(row['p_tost'])}"
-    return (f"Attention less ordinary, {what}: mean {fine(row['mean'])}{ends}, from {fine(row['min'])} to {fine(row['max'])}; "
-            f"{row['over_0.1']:,} differ by more than 0.1; {passed} the tolerance of {fine(row['tolerance'])}{same}.")
+    return (f"Attention less ordinary, {what}: mean {_estimate(row)}, from {fine(row['min'])} to {fine(row['max'])}; "
+            f"{row['over_0.1']:,} differ by more than 0.1; {passed} the tolerance of {row['tolerance']:g}{same}.")
 
 
 def verdict(summary: Sequence[Mapping]) -> str:
@@ -69,11 +70,12 @@ def listed(mismatches: Sequence[Mapping]) -> list[tuple[str, Columns]]:
     """The first of the prompts on which the paths' first choices differ, as a table of the report."""
     if not mismatches:
         return []
-    headings = ["prompt", "text", "answer", "hit", "ordinary", "p(answer)", "p(first)", "attention", "p(answer)", "p(first)"]
-    rows = [[m["prompt_id"], m["text"], repr(m["target"]), "differs" if "hit" in m["differs"] else "same",
-             *(x for side in (m[ORDINARY], m[ATTENTION])
-               for x in (repr(side["pred"]), fine(side["true_prob"]), fine(side["max_prob"])))] for m in mismatches[:SHOWN]]
-    numeric = [heading.startswith("p(") for heading in headings]
+    headings = ["prompt", "text", "answer", "p, ordinary", "p, attention", "first choice, ordinary", "first choice, attention"]
+    rows = [[m["prompt_id"], m["text"] if len(m["text"]) <= LONG else f"… {m['text'][-LONG:]}", repr(m["target"]),
+             *(fine(m[path]["true_prob"]) for path in (ORDINARY, ATTENTION)),
+             *(f"{m[path]['pred']!r} {fine(m[path]['max_prob'])}{' (hit)' * m[path]['hit']}" for path in (ORDINARY, ATTENTION))]
+            for m in mismatches[:SHOWN]]
+    numeric = [heading.startswith("p,") for heading in headings]
     what = f"first {SHOWN} of {len(mismatches):,}, all in artifacts/mismatches.json" if len(rows) < len(mismatches) else f"all {len(rows)}"
     return [(f"Prompts whose first choice differs ({what})", Columns(headings, numeric, rows, ""))]
 
@@ -98,6 +100,10 @@ def caveats(summary: Sequence[Mapping]) -> list[str]:
             "published model. The deviation from a float64 reference above is of the ordinary path."]
     n = max((row["n"] for row in summary), default=0)
     return ([f"Only {n} prompts: under 50 the intervals are too narrow."] if n < 50 else []) + told
+
+
+def _estimate(row: Mapping) -> str:
+    return estimate(row["mean"], row["ci_low"], row["ci_high"])
 
 
 def _only(row: Mapping, keys: Sequence[str]) -> dict:

@@ -59,6 +59,13 @@ def share(row) -> str:
     return f"{number(row['mean'])}{ends}"
 
 
+def estimate(mean: float, low: float | None, high: float | None, decimals: int = 2) -> str:
+    """A mean and its interval; with powers of ten where all would be 0.000."""
+    tiny = 0 < max(abs(x) for x in (mean, low, high) if x is not None) < TINY
+    say = fine if tiny else lambda x: number(x, decimals)
+    return say(mean) + ("" if low is None else f" [{say(low)}, {say(high)}]")
+
+
 def p_value(p: float | None) -> str:
     """`< .001`, `.034`, `1`: no leading zero, as p cannot pass 1."""
     if p is None:
@@ -161,10 +168,7 @@ def _text(key: str, row: dict) -> str:
     if key in NAMES:
         return NAMES[key](value)
     if key == "mean":
-        low, high = row.get("ci_low"), row.get("ci_high")
-        ends = [abs(x) for x in (value, low, high) if x is not None]
-        say = fine if 0 < max(ends) < TINY else lambda x: number(x, 3)  # 0.000 [0.000, 0.000] says nothing
-        return say(value) + ("" if low is None else f" [{say(low)}, {say(high)}]")
+        return estimate(value, row.get("ci_low"), row.get("ci_high"), 3)
     if key in FINE:
         return fine(value)
     if key == "p" or key.startswith(("p_", "control_p")):

@@ -27,7 +27,7 @@ def paths_violins(tables: RunTables):
         raise UserError("paths_violins needs rows of the path 'attention' and effects.parquet; construct and compare_paths "
                         "write both")
     found = {metric: _both(tables.effects, metric) for metric in METRICS}
-    figure = style.sheet(7.6, TOP + HIGH + 0.75)
+    figure = style.sheet(7.6, TOP + HIGH + 0.4)
     style.heading(figure, 0.15, "Two paths of one model", title_parts(tables, rows))
     axes = style.place(figure, 0.65, TOP, 3.0, HIGH, "probabilities")
     _probabilities(axes, found)
@@ -38,7 +38,7 @@ def paths_violins(tables: RunTables):
     return figure, ("Left: the probability of the answer's first token and of the model's first choice, on the ordinary path "
                     "(left halves) and on the attention path (right halves); dot and bar are median and quartiles. Right: the "
                     "sizes of the differences, attention less ordinary, on a logarithmic axis, those below 0 as left halves and "
-                    f"those above as right; each half's width is its share of the prompts.{line} n = {rows[0]['n']:,} prompts.")
+                    f"those above as right; the more prompts in a half, the wider it is.{line} n = {rows[0]['n']:,} prompts.")
 
 
 def _both(effects, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -66,10 +66,10 @@ def _differences(axes, off, tolerance: float | None) -> None:
     sizes = {metric: np.log10(np.abs(x_N[x_N != 0])) for metric, x_N in off.items()}
     drawn = [x for size_N in sizes.values() for x in size_N]
     axes.set_title("Differences, attention less ordinary", loc="left", fontsize=9, fontweight="bold", pad=20)
-    low, high = (np.floor(min(drawn)), np.ceil(max(drawn))) if drawn else (-9.0, -6.0)
+    low, high = (np.floor(min(drawn) - 0.3), np.ceil(max(drawn) + 0.3)) if drawn else (-9.0, -6.0)
     if tolerance:
         high = max(high, np.ceil(np.log10(tolerance) + 0.3))
-        axes.axhline(np.log10(tolerance), color=style.NECESSITY_INK, linewidth=1.0, zorder=0)
+        axes.axhline(np.log10(tolerance), color=style.NECESSITY_INK, linewidth=1.2, zorder=1.5)
     low, high = min(low, high - 2), max(high, low + 2)
     edges_K = np.linspace(low, high, BINS + 1)
     widest = max((np.mean(np.sign(x_N) == side) for x_N in off.values() for side in (-1, 1)), default=1.0) or 1.0
@@ -79,11 +79,11 @@ def _differences(axes, off, tolerance: float | None) -> None:
             if at_N.any():
                 _half(axes, x, side, sizes[metric][at_N], edges_K, SIGN_INK[side], share=at_N.sum() / len(x_N) / widest)
         same = int((x_N == 0).sum())
-        axes.text(x, low + 0.02 * (high - low), f"{same:,} exactly 0", ha="center", fontsize=7, color=style.GREY, va="bottom")
+        axes.text(x, low - 0.02 * (high - low), f"{same:,} exactly 0", ha="center", fontsize=7, color=style.GREY, va="top")
     step = max(1, int(np.ceil((high - low) / 8)))
     ticks = np.arange(low, high + 1, step)
     axes.set_yticks(ticks, [f"$10^{{{int(t)}}}$" for t in ticks])
-    axes.set(ylim=(low, high), ylabel="|difference|")
+    axes.set(ylim=(low - 0.09 * (high - low), high), ylabel="|difference|")
     for x, side, text in ((0.0, -1, "attention lower"), (0.48, 1, "attention higher")):
         axes.text(x, 1.02, text, transform=axes.transAxes, fontsize=7.5, color=SIGN_INK[side], weight="bold", va="bottom")
     _finish(axes)
@@ -95,11 +95,12 @@ def _half(axes, x: float, side: int, values_N, edges_K, colour: str, share: floa
     kernel = np.array([1, 2, 3, 2, 1]) / 9
     smooth_K = np.convolve(np.pad(count_K, 2, mode="reflect"), kernel, mode="valid")
     smooth_K = np.where(smooth_K > 0, smooth_K / smooth_K.max(), 0.0) * HALF * share
-    middle_K = (edges_K[:-1] + edges_K[1:]) / 2
     shown = np.flatnonzero(smooth_K)
-    shown = slice(shown[0], shown[-1] + 1)
-    axes.fill_betweenx(middle_K[shown], x, x + side * smooth_K[shown], color=colour, alpha=0.45, linewidth=0)
-    axes.plot(x + side * smooth_K[shown], middle_K[shown], color=colour, linewidth=0.9)
+    first, last = shown[0], shown[-1] + 1
+    at = np.concatenate([edges_K[[first]], (edges_K[first:last] + edges_K[first + 1:last + 1]) / 2, edges_K[[last]]])
+    width = x + side * np.pad(smooth_K[first:last], 1, mode="edge")
+    axes.fill_betweenx(at, x, width, color=colour, alpha=0.45, linewidth=0)
+    axes.plot(width, at, color=colour, linewidth=0.9)
 
 
 def _finish(axes) -> None:
