@@ -10,6 +10,7 @@ LONG = 48  # characters of a prompt in that table: its end
 SHOWN = 20  # mismatches in the report; all are in artifacts/mismatches.json
 LEVELS = ("conditions", "metric", "n", "n_clusters", "mean", "ci_low", "ci_high", "hits", "wilson_low", "wilson_high")
 DIFFERENCES = ("conditions", "metric", "n", "mean", "ci_low", "ci_high", "sd", "largest", "over_tolerance")
+ORDER = ("hit", "probability", "max_probability", "false_probability", "target_logprob", "logit_deviation")
 ASSERTED = {"probability": "the answer's probability", "max_probability": "the largest probability"}
 
 
@@ -81,13 +82,13 @@ def listed(mismatches: Sequence[Mapping]) -> list[tuple[str, Columns]]:
 
 
 def table_of_levels(summary: Sequence[Mapping]) -> list[dict]:
-    """The rows of the ordinary path, and the attention path's hits."""
-    return [_only(row, LEVELS) for row in summary if row["conditions"]["path"] == ORDINARY]
+    """The rows of the ordinary path."""
+    return _table(summary, ORDINARY, LEVELS)
 
 
 def table_of_differences(summary: Sequence[Mapping]) -> list[dict]:
     """The rows of the attention path: its numbers less the ordinary path's."""
-    return [_only(row, DIFFERENCES) for row in summary if row["conditions"]["path"] == ATTENTION]
+    return _table(summary, ATTENTION, DIFFERENCES)
 
 
 def caveats(summary: Sequence[Mapping]) -> list[str]:
@@ -106,8 +107,10 @@ def _estimate(row: Mapping) -> str:
     return estimate(row["mean"], row["ci_low"], row["ci_high"])
 
 
-def _only(row: Mapping, keys: Sequence[str]) -> dict:
-    return {key: row[key] for key in keys if key in row}
+def _table(summary: Sequence[Mapping], path: str, keys: Sequence[str]) -> list[dict]:
+    rows = [row for row in summary if row["conditions"]["path"] == path]
+    rows.sort(key=lambda row: ORDER.index(row["metric"]) if row["metric"] in ORDER else len(ORDER))
+    return [{key: row[key] for key in keys if key in row} for row in rows]
 
 
 def _percent(share_: float, low: float | None, high: float | None) -> str:

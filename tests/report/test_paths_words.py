@@ -77,3 +77,9 @@ def test_an_estimate_is_never_all_zeros_unless_it_is_zero():
     assert estimate(-2e-9, -3e-9, 1e-9) == "−2.0e−09 [−3.0e−09, 1.0e−09]" and estimate(0.0, 0.0, 0.0) == "0.00 [0.00, 0.00]"
     assert estimate(0.0001, -0.002, 0.003, 3) == "0.000 [−0.002, 0.003]" and estimate(0.5, None, None) == "0.50"
     assert columns([SUMMARY[4]]).rows[0][4] == "−2.4e−08 [−5.1e−08, 1.0e−09]"
+
+
+def test_tables_hold_one_path_each_and_begin_with_hits():
+    levels, differences = say.table_of_levels(SUMMARY[::-1]), say.table_of_differences(SUMMARY[::-1])
+    assert [r["metric"] for r in levels] == ["hit", "probability", "target_logprob"] and levels[0]["hits"] == 297
+    assert [r["metric"] for r in differences] == ["hit", "probability", "logit_deviation"] and differences[1]["over_tolerance"] == 2
