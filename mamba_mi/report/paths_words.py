@@ -49,10 +49,11 @@ def differences(summary: Sequence[Mapping]) -> list[str]:
 
 def _difference(row: Mapping, what: str) -> str:
     passed = "within" if row["over_tolerance"] == 0 else f"{row['over_tolerance']:,} prompts beyond"
+    ends = "" if row["ci_low"] is None else f" [{fine(row['ci_low'])}, {fine(row['ci_high'])}]"
     same = "" if row["p_tost"] is None else f"; the mean is equivalent to 0 within it, TOST p {equals(row['p_tost'])}"
     if row["p_tost"] is not None and row["p_tost"] >= 0.05:
         same = f"; that the mean lies within it is not shown, TOST p {equals(row['p_tost'])}"
-    return (f"Attention less ordinary, {what}: mean {_estimate(row)}, from {fine(row['min'])} to {fine(row['max'])}; "
+    return (f"Attention less ordinary, {what}: mean {fine(row['mean'])}{ends}, from {fine(row['min'])} to {fine(row['max'])}; "
             f"{row['over_0.1']:,} differ by more than 0.1; {passed} the tolerance of {row['tolerance']:g}{same}.")
 
 

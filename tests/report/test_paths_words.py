@@ -38,6 +38,9 @@ def test_differences_are_written_however_small_they_are():
     assert "differs on 12 of 2,000 prompts, hit or miss on 10" in choice and "none differs by more than 0.012" in logits
 
 
+    assert "mean −0.002 [−0.004, 0.004]" in say.differences([{**SUMMARY[4], "mean": -0.002, "ci_low": -0.004, "ci_high": 0.004}])[0]
+
+
 def test_a_mean_that_is_not_shown_to_be_within_is_not_called_equivalent():
     told, = say.differences([{**SUMMARY[4], "p_tost": 0.3}])
     assert "is not shown, TOST p = .300" in told and "equivalent" not in told
