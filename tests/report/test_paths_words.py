@@ -36,8 +36,6 @@ def test_differences_are_written_however_small_they_are():
                  "2 prompts beyond the tolerance of 0.0001", "equivalent to 0 within it, TOST p < .001"):
         assert text in probability
     assert "differs on 12 of 2,000 prompts, hit or miss on 10" in choice and "none differs by more than 0.012" in logits
-
-
     assert "mean −0.002 [−0.004, 0.004]" in say.differences([{**SUMMARY[4], "mean": -0.002, "ci_low": -0.004, "ci_high": 0.004}])[0]
 
 
