@@ -1,0 +1,147 @@
+"""Ours beside published numbers: probabilities of named answers, shares of right ones, and knockouts, prompt by prompt.
+
+Every number is recomputed under the published condition and held against it within the reference's own tolerance.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from mamba_mi import references
+from mamba_mi.config import UserError
+from mamba_mi.data import Dataset
+from mamba_mi.data.sources import check_names
+from mamba_mi.experiments import Experiment, _reproduce_cells
+from mamba_mi.experiments._knockouts import RELATIVE, measure, table
+from mamba_mi.experiments._reproduce_cells import NOTHING, knockouts
+from mamba_mi.experiments._reproduce_compare import compare
+from mamba_mi.experiments._reproduce_prompts import candidates, needs_counterfact
+from mamba_mi.measure.answers import answers, reader
+from mamba_mi.report import reproduce_words as words
+
+KNOCKED = ("probability", "hit", RELATIVE)
+KINDS = ("answers", "means", "knockouts")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Keys of conf/method/reproduce.yaml; which reference is read is a group of its own."""
+
+    numbers: Any = "all"
+    tolerance: float | None = None
+    batch: int = 32
+    resamples: int = 2000
+
+
+class Reproduce(Experiment):
+    """The reference's prompts under the reference's conditions; what is published beside what comes out."""
+
+    Knobs = Knobs
+    question = "Does this model give the published numbers here?"
+    conditions = _reproduce_cells.Cell._fields
+    family = ("query", "source", "timescale")
+    compares = True
+
+    def __init__(self, knobs, lm, setting):
+        super().__init__(knobs, lm, setting)
+        whole = references.read(**setting.reference)
+        if knobs.tolerance is not None:
+            whole = replace(whole, tolerance=dict.fromkeys(whole.tolerance, (knobs.tolerance, 0.0)))
+        mine = whole.of(setting.model or lm.name)
+        self.bare = {i: x for n in mine.numbers if n.metric == "probability" and not n.blocked for i, x in n.values.items()}
+        self.reference = self._chosen(whole)
+        self.compared: dict | None = None
+
+    def _chosen(self, whole):
+        """The kinds of numbers asked for, of this model."""
+        kinds = list(KINDS) if self.knobs.numbers == "all" else self.knobs.numbers
+        if not isinstance(kinds, list):
+            raise UserError(f"method.numbers={kinds}: give all or a list of {', '.join(KINDS)}")
+        check_names("method.numbers", kinds, KINDS)
+        chosen = tuple(n for n in whole.numbers if _kind(n) in kinds)
+        return replace(whole, numbers=chosen).of(self.setting.model or self.lm.name)
+
+    def check(self) -> None:
+        reference, config, name = self.reference, self.lm.config, self.setting.model or self.lm.name
+        said = reference.models.get(name)
+        if said and (said["variant"], said["layers"]) != (config.variant, config.n_layer):
+            raise UserError(f"{reference.asked}: {name} is a {said['variant']} of {said['layers']} layers, and this checkpoint is a "
+                            f"{config.variant} of {config.n_layer}; give the published one as model.path")
+        if self.knobs.tolerance is not None and self.knobs.tolerance < 0:
+            raise UserError(f"method.tolerance={self.knobs.tolerance:g}: give a number from 0 on, or null")
+        _reproduce_cells.check_windows(reference, config.n_layer)
+
+    def candidates(self, load) -> Dataset:
+        return candidates(self.reference, load, self.lm.tokenizer)
+
+    @property
+    def title(self) -> str:
+        return "published numbers"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        curves = ("reproduce_curves",) if any(n.blocked for n in self.reference.numbers) else ()
+        return (*curves, "reproduce_scatter")
+
+    def setting_in_words(self):
+        from_there = {} if needs_counterfact(self.reference) else {"data": "the reference's own prompts"}
+        return {**from_there, "reference": f"{self.reference.name}: {self.reference.about}", "published in": self.reference.source}
+
+    def cost(self, batch) -> tuple[int, int]:
+        cells = _reproduce_cells.cells(self.reference, {p.prompt_id for p in batch.prompts})
+        jobs = len(batch) * (1 + len(cells))
+        return jobs, jobs * batch.length * self.lm.config.n_layer
+
+    def step(self, batch) -> pa.Table:
+        ids = {p.prompt_id for p in batch.prompts}
+        cells = _reproduce_cells.cells(self.reference, ids)
+        found = [self._as_it_is(batch)]
+        if cells:
+            sets = [knockouts(self.lm, batch, cell) for cell in cells]
+            values, baselines = measure(self.lm, batch, sets, KNOCKED, memory=self.setting.memory, ledger=self.setting.ledger)
+            known = [{i for n in self.reference.numbers if n.blocked == tuple(cell) for i in n.values} for cell in cells]
+            left_out = {s: ids - known[s] for s in range(len(cells))}
+            found.append(table(batch, KNOCKED, [cell.columns() for cell in cells], values, baselines, left_out))
+        return pa.concat_tables(found)
+
+    @torch.no_grad()
+    def _as_it_is(self, batch) -> pa.Table:
+        """The answers with nothing blocked: one forward, value and baseline alike."""
+        metrics = sorted({"probability", *(n.metric for n in self.reference.numbers if not n.blocked)})
+        told = answers(batch, metrics, self.lm.device)
+        resid_BLD, _ = self.lm.through(self.lm.embed(batch.tokens_BL), keep=False)
+        values_SBM = reader(metrics, told, None)(self.lm.unembed(resid_BLD[:, -1:])[None])
+        return table(batch, metrics, [NOTHING.columns()], values_SBM, values_SBM)
+
+    def in_groups(self, effects, items):
+        self.compared = compare(effects, self.reference, self.bare)
+        return effects
+
+    def artefacts(self) -> dict:
+        return {"reproduce": self.compared}
+
+    def recall(self, tables) -> None:
+        self.compared = tables.artifact("reproduce.json")
+
+    def demand(self) -> None:
+        if self.knobs.tolerance is None:
+            return
+        if off := [item for item in self.compared["items"] if item["agree"] < item["of"]]:
+            raise UserError(f"method.tolerance={self.knobs.tolerance:g}: {len(off)} of {len(self.compared['items'])} published numbers "
+                            f"are further from ours, the first {off[0]['item']}; the run and its report are kept")
+
+    def headline(self, summary):
+        return words.rows(self.compared)
+
+    def findings(self, summary):
+        return words.findings(self.compared)
+
+    def caveats(self, summary):
+        return words.caveats(self.compared)
+
+
+def _kind(number) -> str:
+    return "means" if number.over else "knockouts" if number.blocked else "answers"

@@ -1,0 +1,69 @@
+"""What a comparison with published numbers says: a row an item, the verdict, and what was not computed."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mamba_mi.report.words import MINUS, number
+
+CURVE = ("source", "query", "timescale")
+KEPT = {"all_but_slow": "not in the slowest third", "all_but_fast": "not in the fastest third"}
+
+
+def rows(compared: Mapping) -> list[dict]:
+    """The table: every number with nothing blocked; of the windows of one knockout the start at which the two differ most."""
+    plain = [item for item in compared["items"] if item["window_start"] is None]
+    curves: dict[tuple, list] = {}
+    for item in compared["items"]:
+        if item["window_start"] is not None:
+            curves.setdefault((*(item[key] for key in CURVE), item["unit"]), []).append(item)
+    worst = [max(items, key=lambda item: abs(item["difference"])) for items in curves.values()]
+    together = {id(w): items for w, items in zip(worst, curves.values(), strict=True)}
+    return [_row(item, together.get(id(item), [item])) for item in (*plain, *worst)]
+
+
+def _row(item: Mapping, items: Iterable[Mapping]) -> dict:
+    decimals = 2 if "%" in item["unit"] else 4
+    agree, of = (sum(each[key] for each in items) for key in ("agree", "of"))
+    signed = number(item["difference"], decimals)
+    return {"conditions": {"source": item["source"], "query": item["query"], "timescale": KEPT.get(item["timescale"])},
+            "start": item["window_start"], "quantity": item["unit"], "n": item["n"],
+            "ours": number(item["ours"], decimals), "published": number(item["published"], decimals),
+            "difference": signed if signed.startswith(MINUS) else f"+{signed}", "agree": f"{agree} of {of}"}
+
+
+def findings(compared: Mapping) -> list[str]:
+    """The verdict, what disagrees most, and how far apart the two are."""
+    items = compared["items"]
+    agree, of = (sum(item[key] for item in items) for key in ("agree", "of"))
+    whole = "agrees" if agree == of else f"does not agree: {of - agree} of {of} numbers are off"
+    said = [f"The model {whole}. {agree} of {of} published numbers ({len(items)} conditions) are met within the tolerance of "
+            f"{compared['reference']}."]
+    off = [(abs(row["difference"]), item, row) for item in items for row in item["prompts"] if not row["within"]]
+    for _, item, row in sorted(off, key=lambda found: -found[0])[:3]:
+        said.append(f"Off: {item['item']} of {row['prompt_id']}: ours {row['ours']:.6g}, published {row['published']:.6g}.")
+    for item in items:
+        if not item["prompts"] and item["agree"] < item["of"]:
+            said.append(f"Off: {item['unit']} over {item['n']} prompts: ours {item['ours']:.4f}, published {item['published']:.4f} "
+                        f"over {item['n_published']}.")
+    largest = max((abs(row["difference"]) for item in items for row in item["prompts"]), default=None)
+    if largest is not None:
+        said.append(f"Of a single prompt's numbers the largest difference is {largest:.2g}.")
+    return said
+
+
+def caveats(compared: Mapping) -> list[str]:
+    """How far two numbers may be apart, whose they are, and which published ones are missing from the table."""
+    limits = "; ".join(f"{metric} {absolute:g}" + (f" + {relative:g} of the published" if relative else "")
+                       for metric, (absolute, relative) in compared["tolerance"].items()
+                       if any(metric in (item["metric"], item["unit"].split()[0]) for item in compared["items"]))
+    why = f": {compared['tolerance_why']}" if compared["tolerance_why"] else ""
+    said = [f"Two numbers agree within {limits}{why}."]
+    fewer = [item for item in compared["items"] if item["n"] < item["n_published"]]
+    if fewer:
+        most = max(fewer, key=lambda item: item["n_published"] - item["n"])
+        said.append(f"Not every published prompt was measured: {most['n']} of {most['n_published']}; both sides are means over "
+                    "the measured ones, a published mean over all. prompts.json says why.")
+    sources = dict.fromkeys(item["source_of_number"] for item in compared["items"] if item["source_of_number"])
+    said += [f"Published in: {source}." for source in sources]
+    said += [f"Not computed here: {x['what']} ({x['published']}): {x['why']}." for x in compared["not_computed"]]
+    return said
