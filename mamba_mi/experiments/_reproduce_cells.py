@@ -5,7 +5,6 @@ Shape legend: H heads or channels, N states.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -59,7 +58,6 @@ def knockouts(lm, batch: Batch, cell: Cell) -> Sequence[Knockout]:
     return tuple(Knockout(layer, queries, sources, **{which: blocked(lm, layer, cell.timescale)}) for layer in layers)
 
 
-@cache
 def blocked(lm, layer: int, timescale: str) -> tuple[int, ...]:
     """The heads or channels that lose the sources: all but the third whose states decay slowest, or fastest.
 

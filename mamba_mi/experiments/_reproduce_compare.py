@@ -10,6 +10,7 @@ from mamba_mi.experiments._reproduce_cells import NOTHING, Cell
 from mamba_mi.references import Left, Number, Reference
 
 CHANGE = "change in %"
+WHOLE = 0.95  # of the published prompts, from which on a mean is judged; CounterFact without its repeats is .985 of it
 Found = Mapping[tuple, Mapping[str, tuple[float, float]]]
 
 
@@ -56,7 +57,8 @@ def _mean(number: Number, of, reference: Reference) -> dict | None:
         return None
     ours = fmean(value for value, _ in of.values())
     item = _item(NOTHING, f"mean {number.metric}", number, len(of), number.over, number.mean, ours)
-    return item | {"agree": int(reference.within("mean", number.mean, ours)), "of": 1, "prompts": []}
+    judged = len(of) >= WHOLE * number.over  # of a sample the difference is chance as well
+    return item | {"agree": int(judged and reference.within("mean", number.mean, ours)), "of": int(judged), "prompts": []}
 
 
 def _prompts(number: Number, cell: Cell, of, reference: Reference, bare: Mapping[str, float]) -> dict | None:

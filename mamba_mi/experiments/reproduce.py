@@ -88,7 +88,8 @@ class Reproduce(Experiment):
 
     def setting_in_words(self):
         from_there = {} if needs_counterfact(self.reference) else {"data": "the reference's own prompts"}
-        return {**from_there, "reference": f"{self.reference.name}: {self.reference.about}", "published in": self.reference.source}
+        published = {"published in": self.reference.source} if self.reference.source else {}
+        return {**from_there, "reference": f"{self.reference.name}: {self.reference.about}", **published}
 
     def cost(self, batch) -> tuple[int, int]:
         cells = _reproduce_cells.cells(self.reference, {p.prompt_id for p in batch.prompts})
@@ -96,16 +97,18 @@ class Reproduce(Experiment):
         return jobs, jobs * batch.length * self.lm.config.n_layer
 
     def step(self, batch) -> pa.Table:
+        cells = _reproduce_cells.cells(self.reference, {p.prompt_id for p in batch.prompts})
+        parts = [[c for c in cells if c.timescale is None], [c for c in cells if c.timescale is not None]]
+        return pa.concat_tables([self._as_it_is(batch), *(self._knocked(batch, part) for part in parts if part)])
+
+    def _knocked(self, batch, cells) -> pa.Table:
+        """Knockouts of all heads, or of some of them: the engine takes no mixture of the two."""
+        sets = [knockouts(self.lm, batch, cell) for cell in cells]
+        values, baselines = measure(self.lm, batch, sets, KNOCKED, memory=self.setting.memory, ledger=self.setting.ledger)
         ids = {p.prompt_id for p in batch.prompts}
-        cells = _reproduce_cells.cells(self.reference, ids)
-        found = [self._as_it_is(batch)]
-        if cells:
-            sets = [knockouts(self.lm, batch, cell) for cell in cells]
-            values, baselines = measure(self.lm, batch, sets, KNOCKED, memory=self.setting.memory, ledger=self.setting.ledger)
-            known = [{i for n in self.reference.numbers if n.blocked == tuple(cell) for i in n.values} for cell in cells]
-            left_out = {s: ids - known[s] for s in range(len(cells))}
-            found.append(table(batch, KNOCKED, [cell.columns() for cell in cells], values, baselines, left_out))
-        return pa.concat_tables(found)
+        left_out = {s: ids - {i for n in self.reference.numbers if n.blocked == tuple(cell) for i in n.values}
+                    for s, cell in enumerate(cells)}
+        return table(batch, KNOCKED, [cell.columns() for cell in cells], values, baselines, left_out)
 
     @torch.no_grad()
     def _as_it_is(self, batch) -> pa.Table:

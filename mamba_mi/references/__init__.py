@@ -21,7 +21,7 @@ __all__ = ["Asked", "Left", "Number", "Reference", "names", "read"]
 
 @dataclass(frozen=True)
 class Reference:
-    """A file's contents. `tolerance` is by metric: absolute and relative to the published number; `own`: a user's file."""
+    """A file's contents. `tolerance` is by metric: absolute and relative to the published number; a user's file has a `path`."""
 
     name: str
     about: str
@@ -32,8 +32,8 @@ class Reference:
     prompts: Mapping[str, Asked]
     numbers: tuple[Number, ...]
     not_computed: tuple[Left, ...]
-    own: bool
     fingerprint: str
+    path: str | None = None
 
     def of(self, model: str) -> Reference:
         """The part that is about this model; a UserError where there is none."""
@@ -43,7 +43,7 @@ class Reference:
             there = ", ".join(dict.fromkeys(n.model for n in self.numbers))
             known = f" (of {model} it has {'; '.join(f'{x.what}: {x.why}' for x in left)})" if left else ""
             raise UserError(f"{self.asked} has no number that is computed here for model={model}{known}; it has some for {there}"
-                            + ("" if self.own else "; reference.path=FILE takes numbers of your own"))
+                            + ("" if self.path else "; reference.path=FILE takes numbers of your own"))
         wanted = {i for n in numbers for i in n.values}
         return replace(self, numbers=numbers, not_computed=left,
                        prompts={i: p for i, p in self.prompts.items() if i in wanted})
@@ -51,7 +51,7 @@ class Reference:
     @property
     def asked(self) -> str:
         """The reference as the command names it."""
-        return f"reference.path={self.name}" if self.own else f"reference={self.name}"
+        return f"reference.path={self.path}" if self.path else f"reference={self.name}"
 
     def within(self, metric: str, published: float, ours: float) -> bool:
         """Whether two numbers agree."""
@@ -86,6 +86,6 @@ def read(name: str, path: str | None = None) -> Reference:
         want(metric in tolerance, asked, f"tolerance has {', '.join(tolerance)}, not {metric}{did_you_mean(metric, tolerance)}")
         want(isinstance(limits, list) and len(limits) == 2, asked, f"tolerance of {metric}: give [absolute, relative]")
         tolerance[metric] = tuple(map(float, limits))
-    return Reference(str(path) if path is not None else name, found.get("about", ""), found.get("source", ""),
+    return Reference(name if path is None else file.stem, found.get("about", ""), found.get("source", ""),
                      found.get("models", {}), tolerance, found.get("tolerance_why", ""), prompts, numbers, left,
-                     path is not None, hashlib.sha256(text).hexdigest())
+                     hashlib.sha256(text).hexdigest(), path)

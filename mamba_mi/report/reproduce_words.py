@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mamba_mi.report.words import MINUS, number
+from mamba_mi.report.words import MINUS, metric, number
 
 CURVE = ("source", "query", "timescale")
 KEPT = {"all_but_slow": "not in the slowest third", "all_but_fast": "not in the fastest third"}
@@ -26,29 +26,43 @@ def _row(item: Mapping, items: Iterable[Mapping]) -> dict:
     agree, of = (sum(each[key] for each in items) for key in ("agree", "of"))
     signed = number(item["difference"], decimals)
     return {"conditions": {"source": item["source"], "query": item["query"], "timescale": KEPT.get(item["timescale"])},
-            "start": item["window_start"], "quantity": item["unit"], "n": item["n"],
+            "start": item["window_start"], "quantity": metric(item["unit"]), "n": item["n"],
             "ours": number(item["ours"], decimals), "published": number(item["published"], decimals),
-            "difference": signed if signed.startswith(MINUS) else f"+{signed}", "agree": f"{agree} of {of}"}
+            "difference": signed if signed.startswith(MINUS) else f"+{signed}", "agree": f"{agree} of {of}" if of else "not judged"}
 
 
 def findings(compared: Mapping) -> list[str]:
     """The verdict, what disagrees most, and how far apart the two are."""
     items = compared["items"]
     agree, of = (sum(item[key] for item in items) for key in ("agree", "of"))
-    whole = "agrees" if agree == of else f"does not agree: {of - agree} of {of} numbers are off"
-    said = [f"The model {whole}. {agree} of {of} published numbers ({len(items)} conditions) are met within the tolerance of "
-            f"{compared['reference']}."]
-    off = [(abs(row["difference"]), item, row) for item in items for row in item["prompts"] if not row["within"]]
+    if not of:
+        return [_mean(item) for item in items]
+    where = f"under {len(items)} conditions, within the tolerance of {compared['reference']}"
+    said = [f"Every published number is met: {agree} of {of}, {where}." if agree == of else
+            f"Not every published number is met: {agree} of {of}, {where}; {of - agree} off."]
+    off = [(_shares(compared, item, row), item, row) for item in items for row in item["prompts"] if not row["within"]]
     for _, item, row in sorted(off, key=lambda found: -found[0])[:3]:
         said.append(f"Off: {item['item']} of {row['prompt_id']}: ours {row['ours']:.6g}, published {row['published']:.6g}.")
-    for item in items:
-        if not item["prompts"] and item["agree"] < item["of"]:
-            said.append(f"Off: {item['unit']} over {item['n']} prompts: ours {item['ours']:.4f}, published {item['published']:.4f} "
-                        f"over {item['n_published']}.")
-    largest = max((abs(row["difference"]) for item in items for row in item["prompts"]), default=None)
-    if largest is not None:
-        said.append(f"Of a single prompt's numbers the largest difference is {largest:.2g}.")
-    return said
+    said += [_mean(item) for item in items if not item["prompts"] and item["agree"] < 1]
+    return said + [_largest(items, name) for name in dict.fromkeys(item["metric"] for item in items if item["prompts"]) if name != "hit"]
+
+
+def _shares(compared: Mapping, item: Mapping, row: Mapping) -> float:
+    """The difference in units of the tolerance; a hit, which has none, comes after the numbers it follows from."""
+    absolute, relative = compared["tolerance"][item["metric"]]
+    allowed = absolute + relative * abs(row["published"])
+    return abs(row["difference"]) / allowed if allowed else 0.0
+
+
+def _mean(item: Mapping) -> str:
+    numbers = (f"{item['unit']} over {item['n']:,} prompts: ours {item['ours']:.4f}, published {item['published']:.4f} over "
+               f"{item['n_published']:,}")
+    return f"Off: {numbers}." if item["of"] else f"Not judged, being a sample: {numbers}; dataset.n=null takes all."
+
+
+def _largest(items: Iterable[Mapping], name: str) -> str:
+    largest = max(abs(row["difference"]) for item in items if item["metric"] == name for row in item["prompts"])
+    return f"The largest difference of one prompt's {metric(name)} is {largest:.2g}."
 
 
 def caveats(compared: Mapping) -> list[str]:

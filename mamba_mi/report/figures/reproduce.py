@@ -10,46 +10,77 @@ from mamba_mi.report.tables import RunTables
 from mamba_mi.report.words import metric
 
 OFF, AGREES = style.LAST, style.SUBJECT
-NAMED = 5  # points off that are named, the largest first
+NAMED = 6  # fewer points that are off are named
 WIDE, HIGH, COLUMNS = 1.95, 1.25, 3
 
 
 def reproduce_scatter(tables: RunTables):
-    """A panel a metric: a point a prompt and condition, the line where ours is the published."""
+    """A line of two panels a metric: ours against the published, and their difference in units of the tolerance."""
+    compared = _compared(tables)
     points: dict[str, list] = {}
-    for item in tables.artifact("reproduce.json")["items"]:
-        rows = item["prompts"] or [{**{key: item[key] for key in ("published", "ours", "difference")}, "within": item["agree"] == 1,
+    for item in compared["items"]:
+        rows = item["prompts"] or [{**{key: item[key] for key in ("published", "ours", "difference")}, "within": item["agree"] == item["of"],
                                     "prompt_id": f"mean of {item['n']:,}"}]
-        points.setdefault(metric(item["metric"]) if item["prompts"] else "mean", []).extend(rows)
-    points = {name: rows for name, rows in points.items() if name != "hit"} or points
-    figure = style.sheet(0.75 + 3.3 * len(points) + 0.2, 4.2)
-    style.heading(figure, 0.15, "Ours against the published", f"{tables.config['model']['name']} · {_compared(tables)['reference']}")
-    for column, (name, rows) in enumerate(points.items()):
-        _scatter(style.place(figure, 0.75 + 3.3 * column, 0.95, 2.6, 2.6, name), name, rows)
-    counts = "; ".join(f"{name}: {len(rows)}" for name, rows in points.items())
-    return figure, (f"One point a published number ({counts}). On the line the two are equal; green: within the tolerance, orange: "
-                    "not. Axes are logarithmic where the published numbers cover more than two decades.")
+        points.setdefault(item["metric"] if item["prompts"] else "mean", []).extend(rows)
+    points = {name: rows for name, rows in points.items() if name != "hit"} or points  # of hits there are four points
+    figure = style.sheet(7.2, 0.95 + 3.15 * len(points))
+    style.heading(figure, 0.15, "Ours against the published", _subtitle(tables))
+    for line, (name, rows) in enumerate(points.items()):
+        absolute, relative = compared["tolerance"][name]
+        for row in rows:
+            row["shares"] = row["difference"] / ((absolute + relative * abs(row["published"])) or 1.0)
+        log = _decades(rows)
+        left, right = (style.place(figure, at, 0.95 + 3.15 * line, 2.5, 2.5, f"{name} {at}") for at in (0.75, 4.4))
+        _identity(left, rows, log)
+        _shares(right, rows, log)
+        left.set_title(metric(name), loc="left", fontsize=8.5, pad=4)
+        right.set_title(f"{metric(name)}: difference", loc="left", fontsize=8.5, pad=4)
+    counts = ", ".join(f"{metric(name)} {len(rows)}" for name, rows in points.items())
+    return figure, (f"One point a published number ({counts}); green within the tolerance, orange not. Left: on the line the two are "
+                    "equal. Right: ours less the published, in units of the tolerance; inside the band the two agree. Axes are "
+                    "logarithmic where the published numbers cover more than two decades; so are differences outside the band.")
 
 
-def _scatter(axes, name: str, rows: list[dict]) -> None:
-    published, ours = (np.array([row[side] for row in rows], dtype=float) for side in ("published", "ours"))
-    both = np.concatenate([published, ours])
-    log = both.min() > 0 and both.max() / both.min() > 100
+def _decades(rows: list[dict]) -> bool:
+    both = [row[side] for row in rows for side in ("published", "ours")]
+    return min(both) > 0 and max(both) / min(both) > 100
+
+
+def _points(axes, rows: list[dict], key: str) -> None:
+    for within, colour in ((True, AGREES), (False, OFF)):
+        chosen = [row for row in rows if row["within"] == within]
+        axes.scatter([row["published"] for row in chosen], [row[key] for row in chosen], s=14, color=colour, alpha=0.6,
+                     linewidth=0, zorder=2 + (not within))
+    off = sorted((row for row in rows if not row["within"]), key=lambda row: -abs(row["shares"]))[:NAMED]
+    if len(off) < NAMED:  # of many none is worth a name
+        for prompt_id, row in {row["prompt_id"]: row for row in reversed(off)}.items():
+            above = row["ours"] > row["published"]  # on its own side of the line, away from the others
+            axes.annotate(prompt_id, (row["published"], row[key]), xytext=(-6, 4) if above else (6, -4), fontsize=7, color=OFF,
+                          textcoords="offset points", ha="right" if above else "left", va="center")
+
+
+def _identity(axes, rows: list[dict], log: bool) -> None:
+    both = np.array([row[side] for row in rows for side in ("published", "ours")])
     pad = 0.05 * (both.max() - both.min()) or 0.05
     ends = (both.min() / 2, both.max() * 2) if log else (both.min() - pad, both.max() + pad)
     axes.plot(ends, ends, color=style.GREY, linewidth=0.8, zorder=1)
-    for within, colour in ((True, AGREES), (False, OFF)):
-        chosen = [row["within"] == within for row in rows]
-        axes.scatter(published[chosen], ours[chosen], s=14, color=colour, alpha=0.6, linewidth=0, zorder=2 + (not within))
-    off = sorted((row for row in rows if not row["within"]), key=lambda row: -abs(row["difference"]))[:NAMED]
-    for prompt_id, row in {row["prompt_id"]: row for row in reversed(off)}.items():
-        left = (row["published"] - ends[0]) / (ends[1] - ends[0]) > 0.6
-        axes.annotate(prompt_id, (row["published"], row["ours"]), xytext=(-5 if left else 5, 0), textcoords="offset points",
-                      ha="right" if left else "left", va="center", fontsize=7, color=OFF)
     if log:
         axes.set(xscale="log", yscale="log")
+    _points(axes, rows, "ours")
     axes.set(xlim=ends, ylim=ends, xlabel="published", ylabel="ours")
-    axes.set_title(name, loc="left", fontsize=8.5, pad=4)
+
+
+def _shares(axes, rows: list[dict], log: bool) -> None:
+    axes.axhspan(-1, 1, color=style.FAINT, alpha=0.5, linewidth=0, zorder=0)
+    axes.axhline(0, color=style.GREY, linewidth=0.8, zorder=1)
+    largest = max(abs(row["shares"]) for row in rows)
+    if log:
+        axes.set_xscale("log")
+    if largest > 5:
+        axes.set_yscale("symlog", linthresh=1)
+    _points(axes, rows, "shares")
+    reach = 1.5 if largest <= 1 else 1.3 * largest if largest <= 5 else 3 * largest
+    axes.set(ylim=(-reach, reach), xlabel="published", ylabel="difference / tolerance")
 
 
 def reproduce_curves(tables: RunTables):
@@ -59,8 +90,8 @@ def reproduce_curves(tables: RunTables):
         if item["window_start"] is not None and "%" in item["unit"]:
             curves.setdefault((item["query"], item["source"], item["timescale"]), []).append(item)
     columns, lines = min(COLUMNS, len(curves)), -(-len(curves) // COLUMNS)
-    figure = style.sheet(0.75 + columns * (WIDE + 0.25) + 0.1, 1.15 + lines * (HIGH + 0.55) + 0.15)
-    style.heading(figure, 0.15, "Knockouts, ours on the published", f"{tables.config['model']['name']} · {_compared(tables)['reference']}")
+    figure = style.sheet(0.75 + columns * (WIDE + 0.25) + 0.1, 1.05 + lines * (HIGH + 0.55))
+    style.heading(figure, 0.15, "Knockouts, ours on the published", _subtitle(tables))
     heights = [item[side] for items in curves.values() for item in items for side in ("published", "ours")]
     reach = 0.06 * (max(0, *heights) - min(0, *heights)) or 1.0
     for place, (names, items) in enumerate(curves.items()):
@@ -107,3 +138,7 @@ def _key(figure: style.Sheet) -> None:
 
 def _compared(tables: RunTables) -> dict:
     return tables.artifact("reproduce.json")
+
+
+def _subtitle(tables: RunTables) -> str:
+    return f"{tables.config['model']['name']} · {_compared(tables)['reference']}"
