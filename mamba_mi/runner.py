@@ -281,7 +281,7 @@ def prompt_records(selection: Selection, train: Selection) -> list[dict]:
 def _show(experiment: Experiment, folder: Path) -> None:
     if sweep_folder() is None:  # the sweep's own table has the others
         run_tables = read_run(folder)
-        experiment.recall(run_tables)
+        experiment.recall(folder)
         rows = experiment.headline(run_tables.summary)
         if rows:
             console.print(tables.result_table(rows, experiment.question))

@@ -110,7 +110,7 @@ class Experiment:
         """Tensors (safetensors) and JSON values worth keeping beside the effects, by file name without suffix."""
         return {}
 
-    def recall(self, tables) -> None:
+    def recall(self, folder: Path) -> None:
         """Take from the folder of a run that is done what the words below need besides its summary."""
 
     def demand(self) -> None:

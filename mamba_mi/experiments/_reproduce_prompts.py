@@ -46,7 +46,7 @@ def _own(asked: Asked, tokenizer, reference: str) -> Prompt:
             spans["subject"] = token_span(encoded.offsets, start, start + len(asked.subject))
         return prompt(asked.prompt_id, asked.text, encoded.ids, asked.target, target, spans, bos=bos_ids(tokenizer, asked.bos),
                       cluster=(asked.subject or asked.prompt_id).strip(), template="")
-    except Unusable as why:
+    except (Unusable, UserError) as why:
         raise UserError(f"{reference}: prompt {asked.prompt_id} ({asked.text!r}): {why}") from None
 
 

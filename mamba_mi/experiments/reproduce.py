@@ -4,7 +4,9 @@ Every number is recomputed under the published condition and held against it wit
 """
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +22,10 @@ from mamba_mi.experiments._reproduce_cells import NOTHING, knockouts
 from mamba_mi.experiments._reproduce_compare import compare
 from mamba_mi.experiments._reproduce_prompts import candidates, needs_counterfact
 from mamba_mi.measure.answers import answers, reader
+from mamba_mi.references import KINDS, Reference
 from mamba_mi.report import reproduce_words as words
 
 KNOCKED = ("probability", "hit", RELATIVE)
-KINDS = ("answers", "means", "knockouts")
 
 
 @dataclass(frozen=True)
@@ -47,25 +49,31 @@ class Reproduce(Experiment):
 
     def __init__(self, knobs, lm, setting):
         super().__init__(knobs, lm, setting)
-        whole = references.read(**setting.reference)
-        if knobs.tolerance is not None:
-            whole = replace(whole, tolerance=dict.fromkeys(whole.tolerance, (knobs.tolerance, 0.0)))
-        mine = whole.of(setting.model or lm.name)
-        self.bare = {i: x for n in mine.numbers if n.metric == "probability" and not n.blocked for i, x in n.values.items()}
-        self.reference = self._chosen(whole)
         self.compared: dict | None = None
 
-    def _chosen(self, whole):
-        """The kinds of numbers asked for, of this model."""
+    @cached_property
+    def published(self) -> Reference:
+        """Everything the reference has of this model, with the tolerance asked for."""
+        whole = references.read(**self.setting.reference)
+        if (limit := self.knobs.tolerance) is not None:
+            whole = replace(whole, tolerance=dict.fromkeys(whole.tolerance, (limit, 0.0)))
+        return whole.of(self.setting.model)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The kinds of numbers asked for."""
         kinds = list(KINDS) if self.knobs.numbers == "all" else self.knobs.numbers
         if not isinstance(kinds, list):
             raise UserError(f"method.numbers={kinds}: give all or a list of {', '.join(KINDS)}")
         check_names("method.numbers", kinds, KINDS)
-        chosen = tuple(n for n in whole.numbers if _kind(n) in kinds)
-        return replace(whole, numbers=chosen).of(self.setting.model or self.lm.name)
+        chosen = tuple(n for n in self.published.numbers if n.kind in kinds)
+        if not chosen:
+            there = ", ".join(dict.fromkeys(n.kind for n in self.published.numbers))
+            raise UserError(f"method.numbers={kinds}: of {self.setting.model} {self.published.asked} has {there} only")
+        return replace(self.published, numbers=chosen).of(self.setting.model)
 
     def check(self) -> None:
-        reference, config, name = self.reference, self.lm.config, self.setting.model or self.lm.name
+        reference, config, name = self.reference, self.lm.config, self.setting.model
         said = reference.models.get(name)
         if said and (said["variant"], said["layers"]) != (config.variant, config.n_layer):
             raise UserError(f"{reference.asked}: {name} is a {said['variant']} of {said['layers']} layers, and this checkpoint is a "
@@ -120,14 +128,15 @@ class Reproduce(Experiment):
         return table(batch, metrics, [NOTHING.columns()], values_SBM, values_SBM)
 
     def in_groups(self, effects, items):
-        self.compared = compare(effects, self.reference, self.bare)
+        bare = {i: x for n in self.published.numbers if n.metric == "probability" and not n.blocked for i, x in n.values.items()}
+        self.compared = compare(effects, self.reference, bare)
         return effects
 
     def artefacts(self) -> dict:
         return {"reproduce": self.compared}
 
-    def recall(self, tables) -> None:
-        self.compared = tables.artifact("reproduce.json")
+    def recall(self, folder) -> None:
+        self.compared = json.loads((folder / "artifacts" / "reproduce.json").read_text(encoding="utf-8"))
 
     def demand(self) -> None:
         if self.knobs.tolerance is None:
@@ -137,14 +146,12 @@ class Reproduce(Experiment):
                             f"are further from ours, the first {off[0]['item']}; the run and its report are kept")
 
     def headline(self, summary):
+        if self.compared is None:  # of several runs put together, which have no comparison in common
+            return [row for row in summary if row["metric"] == RELATIVE] or summary[:12]
         return words.rows(self.compared)
 
     def findings(self, summary):
-        return words.findings(self.compared)
+        return words.findings(self.compared) if self.compared else []
 
     def caveats(self, summary):
-        return words.caveats(self.compared)
-
-
-def _kind(number) -> str:
-    return "means" if number.over else "knockouts" if number.blocked else "answers"
+        return words.caveats(self.compared) if self.compared else []

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mamba_mi.config import UserError, did_you_mean
-from mamba_mi.references.reading import Asked, Left, Number, parse, want
+from mamba_mi.references.reading import KINDS, Asked, Left, Number, parse, want
 
-__all__ = ["Asked", "Left", "Number", "Reference", "names", "read"]
+__all__ = ["KINDS", "Asked", "Left", "Number", "Reference", "names", "read"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,11 @@ def read(name: str, path: str | None = None) -> Reference:
     except ValueError as e:
         raise UserError(f"{asked}: not a JSON file ({str(e).splitlines()[0]})") from None
     want(isinstance(found, dict), asked, "the file is one object with prompts and numbers")
-    prompts, numbers, left = parse(found, asked)
+    try:
+        prompts, numbers, left = parse(found, asked)
+    except (TypeError, KeyError, AttributeError, ValueError) as e:
+        raise UserError(f"{asked}: not in the shape of a reference ({type(e).__name__}: {str(e).splitlines()[0]}); "
+                        "mamba_mi/references/published.json is an example") from None
     tolerance = {"probability": (1e-5, 1e-3), "hit": (0, 0), "logit_difference": (1e-2, 0), "mean": (1e-3, 0)}
     for metric, limits in found.get("tolerance", {}).items():
         want(metric in tolerance, asked, f"tolerance has {', '.join(tolerance)}, not {metric}{did_you_mean(metric, tolerance)}")

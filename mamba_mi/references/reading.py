@@ -10,6 +10,7 @@ from mamba_mi.data.sources import QUERIES, SOURCES
 
 METRICS = ("probability", "hit", "logit_difference")
 TIMESCALES = ("all_but_slow", "all_but_fast")
+KINDS = ("answers", "means", "knockouts")
 DRAWN = ("random", "beyond_conv")  # sources drawn anew by each seed: no number is of them
 
 
@@ -42,6 +43,11 @@ class Number:
     over: int | None = None
     mean: float | None = None
     origin: str = ""
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return "means" if self.over else "knockouts" if self.blocked else "answers"
 
     @property
     def blocked(self) -> tuple | None:
