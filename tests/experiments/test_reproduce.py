@@ -3,6 +3,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -160,3 +161,40 @@ def test_it_is_not_repeated_on_another_model(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "model=tiny; it has some for mamba-130m, mamba2-130m" in err and "reference.path=FILE" in err
     assert not Path("experiment_logs").exists()
+
+
+@pytest.mark.parametrize("given", ["reference=published", "reference.path=mine.json"])
+def test_a_reference_goes_with_no_other_experiment(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch.py", "experiment=patching", given, f"paths.logs={tmp_path}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 1 and err.startswith(f"error: {given}: experiment=patching") and "experiment=reproduce" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, said", [
+    (["reference=none"], "reference=none: there are knockout-130m, mamba2-1.3b-gold, published"),
+    (["reference.path=nowhere.json"], "reference.path=nowhere.json: no such file"),
+    (["model=mamba-130m", "model.path=HERE", "model.tokenizer=null"], "mamba-130m is a mamba1 of 24 layers, and this checkpoint is a mamba2 of 4"),
+    (["model=mamba2-1.3b", "reference=mamba2-1.3b-gold", "model.path=HERE", "model.tokenizer=null"], "mamba2-1.3b is a mamba2 of 48 layers"),
+    (["reference.path=OWN", "model.path=HERE", "method.numbers=[mean]"], "did you mean 'means'"),
+    (["reference.path=OWN", "model.path=HERE", "method.numbers=[means]"], "has answers, knockouts only"),
+    (["reference.path=OWN", "model.path=HERE", "method.tolerance=-1"], "give a number from 0 on, or null"),
+    (["reference.path=DEEP", "model.path=HERE"], "a window of 2 layers that starts in layer 3; this model has layers 0-3"),
+    (["reference.path=ROW"], "this is dataset=facts; give dataset=counterfact"),
+    (["reference.path=BOS", "model.path=HERE"], "prompt a .*the tokenizer names no BOS token"),
+])
+def test_what_does_not_go_is_one_line_and_leaves_nothing(words, said, tmp_path, monkeypatch, capsys):
+    places = {"HERE": checkpoint(tmp_path, "mamba2")}
+    bare = {"metric": "probability", "values": [0.5]}
+    text = {"id": "a", "text": PROMPTS[0][1], "subject": PROMPTS[0][2], "target": PROMPTS[0][3]}
+    knocked = {"metric": "probability", "query": "last", "source": "subject", "window_size": 2, "values": [[0.4]] * 4}
+    for name, prompt, numbers in (("OWN", text, [bare, knocked | {"values": [[0.4]]}]), ("DEEP", text, [bare, knocked]),
+                                  ("ROW", {"row": 3}, [bare]), ("BOS", text | {"bos": True}, [bare])):
+        places[name] = write({"prompts": [prompt], "numbers": numbers}, tmp_path / f"{name}.json")
+    given = [word.replace(word.rpartition("=")[2], str(places.get(word.rpartition("=")[2], word.rpartition("=")[2]))) for word in words]
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, *given, f"paths.logs={tmp_path / 'logs'}")
+    err = capsys.readouterr().err
+    assert re.search(said, err) and err.count("\n") == 1 and not (tmp_path / "logs").exists()

@@ -76,7 +76,7 @@ def test_every_knockout_is_the_published_one():
         for n in table.numbers:
             for i, value in n.values.items():
                 if n.kind == "answers":
-                    want = float(bare[i]["target_probs"]) if n.metric == "probability" else bare[i]["model_correct"] == "True"
+                    want = float(bare[i]["target_probs"]) if n.metric == "probability" else float(bare[i]["model_correct"] == "True")
                 else:
                     key = f"arch={arch}/size=130M/target={n.query}/source={n.source}/feature_category={CATEGORIES[n.timescale]}"
                     want = data["info_flow"][key]["data"][bare[i]["original_idx"]][str(n.window_start)]["true_probs"]
