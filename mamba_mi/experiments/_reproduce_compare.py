@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from mamba_mi.experiments._reproduce_cells import NOTHING, Cell
 from mamba_mi.references import Left, Number, Reference
+from mamba_mi.report.reproduce_words import KEPT
 
 CHANGE = "change in %"
 WHOLE = 0.95  # of the published prompts, from which on a mean is judged; CounterFact without its repeats is .985 of it
@@ -38,8 +39,8 @@ def label(cell: Cell, metric: str) -> str:
     """`subject to last, layers 6-20: probability`."""
     if cell == NOTHING:
         return f"nothing blocked: {metric}"
-    kept = {None: "", "all_but_slow": ", not in the slowest third", "all_but_fast": ", not in the fastest third"}[cell.timescale]
-    return (f"{cell.source} to {cell.query}, layers {cell.window_start}-{cell.window_start + cell.window_size - 1}{kept}: {metric}")
+    kept = f", {KEPT[cell.timescale]}" if cell.timescale else ""
+    return f"{cell.source} to {cell.query}, layers {cell.window_start}-{cell.window_start + cell.window_size - 1}{kept}: {metric}"
 
 
 def _by_condition(effects: pa.Table) -> Found:

@@ -85,7 +85,7 @@ def test_changed_numbers_are_found_and_named(model, tmp_path, monkeypatch, capsy
     said = " ".join(capsys.readouterr().out.split())
     assert f"Not every published number is met: {3 * CELLS - 2} of {3 * CELLS}" in said and "2 off" in said
     assert "Off: subject to last, layers 1-2: probability of c: ours" in said
-    assert "Off: subject to last, layers 0-1, not in the fastest third: probability of b: ours" in said
+    assert "Off: subject to last, layers 0-1, fastest third kept: probability of b: ours" in said
 
 
 @ONE
