@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mamba_mi import data, experiments, models
+from mamba_mi import data, experiments, models, references
 from mamba_mi.config import UserError
 from mamba_mi.data import Dataset, Pair
 from mamba_mi.experiments import Experiment, Setting
@@ -39,6 +39,10 @@ from mamba_mi.runs.progress import bar
 from mamba_mi.runs.store import Store
 
 console = Console()
+
+
+class Refuted(UserError):
+    """A run's own result contradicts what was asserted of it (`Experiment.verdict`); all of it is kept and reported."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,11 @@ def run(cfg: DictConfig) -> Path | None:
             if settings["logger"]["name"] != "none":
                 console.print(f"nothing was logged with logger={settings['logger']['name']} either; force=true would")
         else:
-            _carry_out(built, store)
+            try:
+                _carry_out(built, store)
+            except Refuted:
+                _show(built.experiment, folder)
+                raise
         _show(built.experiment, folder)
     return folder
 
@@ -100,13 +108,26 @@ def build(settings: Mapping) -> Built:
     check_logbook(settings["logger"])
     kind = experiments.get(settings["method"]["name"])
     knobs = experiments.knobs_of(kind, settings["method"])
+    _check_reference(kind, settings)
     _prepare(settings["threads"])
     seed = settings["seed"]
     lm = _model(kind, settings)
-    experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"]))
+    experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
+                                         reference=settings["reference"]))
     experiment.check()
-    dataset = data.load(settings["dataset"], lm.tokenizer, seed) if kind.needs != "nothing" else None
+    dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed))
     return Built(dict(settings), lm, dataset, experiment)
+
+
+def _check_reference(kind: type[Experiment], settings: Mapping) -> None:
+    """Before any weights are read: a reference goes with an experiment that compares, and has numbers of this model."""
+    reference, method = settings["reference"], settings["method"]["name"]
+    if kind.compares:
+        references.read(**reference).of(settings["model"]["name"])
+    given = next((f"reference{key}={value}" for key, value in (("", reference["name"]), (".path", reference["path"]))
+                  if value not in ("none", None)), None)
+    if given and not kind.compares:
+        raise UserError(f"{given}: experiment={method} compares with no published numbers; give experiment=reproduce")
 
 
 def _prepare(threads: int | None) -> None:
@@ -158,7 +179,7 @@ def _carry_out(built: Built, store: Store) -> None:
             logbook.summary(summary, experiment.headline(summary),
                             {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection, train)})
             if wrong := experiment.verdict(summary):
-                raise UserError(f"{wrong}; all results are kept, see {store.folder}")
+                raise Refuted(f"{wrong}; all results are kept, see {store.folder}")
         manifest.record(logbook=logbook.facts)  # again, for it may have met with trouble
     store.tidy()
 
@@ -270,6 +291,7 @@ def prompt_records(selection: Selection, train: Selection) -> list[dict]:
 def _show(experiment: Experiment, folder: Path) -> None:
     if sweep_folder() is None:  # the sweep's own table has the others
         run_tables = read_run(folder)
+        experiment.recall(folder)
         rows = experiment.headline(run_tables.summary)
         if rows:
             console.print(tables.result_table(rows, experiment.question))

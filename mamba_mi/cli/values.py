@@ -41,7 +41,8 @@ RULES = {
     "cone.memory": Rule(lambda value: _whole(value, 1), "give a number of bytes, 1073741824 for 1 GiB"),
     "paths.logs": FOLDER,
     "paths.sweeps": FOLDER,
-    **dict.fromkeys(("model.path", "model.hub", "model.tokenizer", "dataset.path", "dataset.hub", "dataset.revision"), TEXT),
+    **dict.fromkeys(("model.path", "model.hub", "model.tokenizer", "dataset.path", "dataset.hub", "dataset.revision",
+                     "reference.path"), TEXT),
 }
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from mamba_mi.config import UserError, did_you_mean, typed
-from mamba_mi.data import Batch, Pair, batches
+from mamba_mi.data import Batch, Dataset, Pair, batches
 from mamba_mi.interventions import Ledger
 from mamba_mi.report.words import Columns
 
@@ -24,13 +24,16 @@ from mamba_mi.report.words import Columns
 class Setting:
     """What an experiment is told besides its knobs: the seed, the cone's memory in bytes, where hooks are counted.
 
-    `log(values, step)` shows numbers while a fit goes on; what comes before a key's `/` says of what.
+    `log(values, step)` shows numbers while a fit goes on; what comes before a key's `/` says of what. `model` is what the
+    configuration calls the checkpoint, `reference` the name and the path of the published numbers to compare with.
     """
 
     seed: int
     memory: int
     ledger: Ledger = field(default_factory=Ledger)
     log: Callable[[Mapping[str, float], int], None] = lambda values, step: None
+    model: str = ""
+    reference: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class Experiment:
@@ -53,12 +56,17 @@ class Experiment:
     same_template: ClassVar[bool] = True  # whether a pair's two prompts share their template
     summary_only: ClassVar[bool] = False
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
+    compares: ClassVar[bool] = False  # with published numbers, those that reference= names
 
     def __init__(self, knobs, lm, setting: Setting):
         self.knobs, self.lm, self.setting = knobs, lm, setting
 
     def check(self) -> None:
         """Raise a UserError for knobs that do not fit this model, before anything is run."""
+
+    def candidates(self, load: Callable[[], Dataset]) -> Dataset | None:
+        """The prompts to choose from: `load()` gives those of the configured data set; an experiment may bring its own."""
+        return None if self.needs == "nothing" else load()
 
     def fit(self, train, scratch: Path) -> None:
         """Learn what the measurement needs from the items `train`; resumable from its own `scratch` folder."""
@@ -110,6 +118,9 @@ class Experiment:
     def completed(self, rows: list[dict], effects: pa.Table, items) -> list[dict]:
         """The summary's rows, with numbers of the experiment's own put into them."""
         return rows
+
+    def recall(self, folder: Path) -> None:
+        """Take from the folder of a run that is done what the words below need besides its summary."""
 
     def headline(self, summary: list[dict]) -> list[dict]:
         """The few rows of the summary that answer the question."""

@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -111,7 +112,9 @@ def _headline(job: Mapping, part: say.Part | None, metric: str) -> str:
         return ""
     rows = json.loads((Path(job["path"]) / "summary.json").read_text(encoding="utf-8"))
     drawn = [row for row in rows if row["conditions"].get("draw") is not None and row["metric"] == metric]
-    if said := [] if drawn else part.experiment.findings(rows):
+    own = copy(part.experiment)
+    own.recall(Path(job["path"]))
+    if said := [] if drawn else own.findings(rows):
         return said[0]
     rows = [row for row in drawn or part.experiment.headline(rows) if row["mean"] is not None]
     if not rows:

@@ -6,7 +6,7 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from mamba_mi import backends, data, experiments, models
+from mamba_mi import backends, data, experiments, models, references
 from mamba_mi.cli import values
 from mamba_mi.cli.composing import Composer
 from mamba_mi.config import typed
@@ -20,7 +20,7 @@ def options(group: str) -> list[str]:
 
 
 PRESETS = {"subspace": "patching", "causal_tracing": "patching"}  # an experiment of its own name otherwise
-OFF = {"heads", "dims", "subspace", "draw"}  # null says no, not without bound
+OFF = {"heads", "dims", "subspace", "draw", "tolerance"}  # null says no, not without bound
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
 RUNS = list(itertools.product(options("experiment"), options("model")))
 
@@ -36,7 +36,7 @@ def compose():
 def test_every_option_of_every_group_composes(compose, group, option):
     cfg = compose(f"{group}={option}")
     assert cfg.hydra.runtime.choices[group] == option
-    if group in ("model", "dataset", "method", "backend", "steering", "logger"):
+    if group in ("model", "dataset", "method", "backend", "reference", "steering", "logger"):
         assert cfg[group].name == option
 
 
@@ -117,6 +117,7 @@ def test_every_model_has_its_file_and_every_backend_too():
     assert set(options("backend")) == {"auto", *backends.names()}
     assert {PRESETS.get(name, name) for name in options("experiment")} == set(options("method")) == set(experiments.names())
     assert set(options("dataset")) == set(data.names())
+    assert set(options("reference")) == {"none", *references.names()}
     assert set(options("logger")) == set(logbook.KINDS)
     assert values.DTYPES == models.DTYPES
 

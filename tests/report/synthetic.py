@@ -124,7 +124,30 @@ def paths_effects(scale=1e-7, n=80) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None) -> Path:
+def comparison(off: float = 0.0) -> dict:
+    """artifacts/reproduce.json of eleven knockouts at ten starts, of logit differences and of a mean; one number is off."""
+    random, names = np.random.default_rng(2), ("query", "source", "timescale", "window_start")
+    knocked = [(query, source, None) for query in ("last", "relation", "subject") for source in ("subject", "context", "relation")]
+    knocked += [("last", "subject", "all_but_slow"), ("last", "subject", "all_but_fast")]
+    cells = [((*cell, start), "probability", 0.0, 1.0) for cell in knocked for start in range(10)]
+    cells += [((None, "none", None, None), "probability", 0.0, 1.0), ((None, "none", None, None), "logit_difference", -5.0, 15.0)]
+    items = []
+    for cell, metric, low, high in cells:
+        published = random.uniform(low, high, 8)
+        ours = published + (off if cell == ("last", "relation", None, 4) else 0.0)
+        prompts = [{"prompt_id": f"cf-{i:05d}", "published": x, "ours": y, "difference": y - x, "within": bool(abs(y - x) < 1e-3)}
+                   for i, (x, y) in enumerate(zip(published, ours))]
+        items.append({"item": "", **dict(zip(names, cell)), "window_size": 15, "metric": metric, "unit": "change in %", "n": 8,
+                      "n_published": 8, "published": -100 * published.mean(), "ours": -100 * ours.mean(),
+                      "difference": 100 * (published - ours).mean(), "agree": sum(p["within"] for p in prompts), "of": 8,
+                      "prompts": prompts, "source_of_number": ""})
+    mean = {"metric": "hit", "unit": "mean hit", "n": 21605, "n_published": 21919, "published": 0.0915, "ours": 0.0921,
+            "difference": 0.0006, "agree": 1, "of": 1, "prompts": []}
+    return {"reference": "knockout-130m", "tolerance": {"probability": [1e-3, 0], "logit_difference": [1e-3, 0], "mean": [5e-3, 0]},
+            "items": [*items, {**items[-2], **mean}]}
+
+
+def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, compared=None) -> Path:
     """A run's folder as `runs` leaves it; without effects unless given."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model": {"name": model}, "dataset": {"name": dataset, "n": 200, "only_correct": True},
@@ -141,4 +164,6 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
         pq.write_table(effects, folder / "effects.parquet")
     if curve is not None:
         (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
+    if compared is not None:
+        (folder / "artifacts" / "reproduce.json").write_text(json.dumps(compared))
     return folder

@@ -13,6 +13,7 @@ from mamba_mi.report.figures import CATALOGUE, draw, save
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
 from .synthetic import (
+    comparison,
     heads_summary,
     patching_summary,
     paths_effects,
@@ -45,7 +46,7 @@ def test_every_name_of_the_catalogue_draws(run):
     own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary()}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
-        figure, caption = draw(name, run(summary, curve=training_curve(), effects=paths_effects())[1])
+        figure, caption = draw(name, run(summary, curve=training_curve(), effects=paths_effects(), compared=comparison())[1])
         assert figure.axes and len(caption) > 40
 
 
@@ -143,6 +144,17 @@ def test_n_is_in_the_title_and_in_the_legend_where_it_differs(run):
     assert {"n = 14", "n = 200"} <= {text.get_text() for text in figure.texts}
 
 
+def test_a_dot_is_ours_on_the_published_line_and_orange_where_a_prompt_is_off(run):
+    compared = comparison(0.1)
+    axes = panels(draw("reproduce_curves", run(training_summary(), compared=compared)[1])[0])["last/relation/None"]
+    items = [item for item in compared["items"] if (item["query"], item["source"]) == ("last", "relation")]
+    assert np.allclose(axes.lines[1].get_ydata(), [item["published"] for item in items])
+    dots = axes.collections[0]
+    assert np.allclose(dots.get_offsets(), [[item["window_start"], item["ours"]] for item in items])
+    colours = {tuple(colour) for at, colour in enumerate(dots.get_facecolors()) if at != 4}
+    assert len(colours) == 1 and tuple(dots.get_facecolors()[4]) not in colours
+
+
 def shown(figure):
     """Every piece of text that is drawn, with its box: x0, y0, x1, y1 in pixels."""
     figure.draw_without_rendering()
@@ -159,6 +171,7 @@ DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEA
          "paths": (paths_summary, ("paths_violins",)),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
+         "published numbers": (training_summary, ("reproduce_scatter", "reproduce_curves")),
          "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
 
 
@@ -169,7 +182,7 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 @pytest.mark.parametrize("kind", DRAWN)
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
-    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), effects=paths_effects())[1]
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), effects=paths_effects(), compared=comparison(0.1))[1]
     for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)

@@ -17,6 +17,7 @@ from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
 from mamba_mi.report.figures.patching_subspace import patching_subspace
 from mamba_mi.report.figures.paths_violins import paths_violins
+from mamba_mi.report.figures.reproduce import reproduce_curves, reproduce_scatter
 from mamba_mi.report.figures.style import STYLE
 from mamba_mi.report.figures.training import training_curve, training_recall
 from mamba_mi.report.tables import RunTables
@@ -36,6 +37,8 @@ CATALOGUE = {
     "patching_heads": Figure("layer x head, a panel a site and position role", patching_heads),
     "patching_subspace": Figure("a fitted subspace over layers beside random ones", patching_subspace),
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
+    "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
+    "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
     "training_recall": Figure("right answers on each task", training_recall),
 }
