@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from torch import Tensor
 from workers import ENVIRONMENTS, Failed, Worker, environment
 
 from mamba_mi.config import stream
-from mamba_mi.experiments import Setting
 from mamba_mi.experiments.patching import Patching
 from mamba_mi.interventions import Ledger
 from mamba_mi.interventions.cone import MEMORY
@@ -37,8 +37,8 @@ from mamba_mi.trace import Site
 
 BOUND = 1e-4  # of the largest logit, in float32
 SMALL = 32  # the chunk_size that suits a short prompt; transformers' default is 256
-BATCHES = (8, 16, 32, 64)
-CHECKED = 12  # cells whose logits are compared
+BATCHES = (8, 16, 32)
+CHECKED = 8  # cells whose logits are compared
 RIGHT, WRONG = 0, 1  # the two answers of the metrics
 
 
@@ -143,16 +143,15 @@ def compare(grid: Grid, pythons: dict[str, Path | str], folder: Path, budget: fl
     """One variant: the contestants that can be timed, in rounds, and what the others said."""
     variant = grid.lm.config.variant
     grid.save(folder)
-    ready, failed, workers = [], {}, {}
+    pythons, ready, failed, running = {"hooks": sys.executable, **pythons}, [], {}, {}
     with ExitStack() as stack:
-        for way in ways(variant, ["hooks", *pythons]):
+        for way in ways(variant, list(pythons)):
             tell(f"{variant}: {way}")
+            place = folder / str(way.chunk_size or "default")
             try:
-                at = way.name, way.chunk_size
-                if at not in workers:
-                    workers[at] = stack.enter_context(Worker(way.name, folder / str(way.chunk_size or "default"),
-                                                             **({"python": pythons[way.name]} if way.name in pythons else {})))
-                ready.append(prepare(grid, way, workers[at], budget))
+                if (way.name, place) not in running:
+                    running[way.name, place] = stack.enter_context(Worker(way.name, place, pythons[way.name]))
+                ready.append(prepare(grid, way, running[way.name, place], budget))
             except (Failed, ValueError) as e:
                 if way.name == "hooks":
                     raise
@@ -231,7 +230,7 @@ def main(argv=None) -> None:
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--rivals", action="store_true", help="TransformerLens and nnsight too, in environments it makes")
     parser.add_argument("--environments", type=Path, help="folder that keeps these environments (made anew without)")
-    parser.add_argument("--budget", type=float, default=4.0, help="CPU seconds a contestant and round (4)")
+    parser.add_argument("--budget", type=float, default=2.5, help="CPU seconds a contestant and round (2.5)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (3)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of patching.md and patching.json")
     args = parser.parse_args(argv)

@@ -4,9 +4,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import venv
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def environment(name: str, folder: Path) -> Path:
 class Worker:
     """One contestant over one checkpoint, in a process that goes on until it is left; its libraries' `versions`."""
 
-    def __init__(self, name: str, folder: Path, python: Path | str = sys.executable):
+    def __init__(self, name: str, folder: Path, python: Path | str):
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [python, HERE / "patching_worker.py", name, folder], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -50,7 +50,8 @@ class Worker:
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
         self.errors.close()
@@ -67,7 +68,8 @@ class Worker:
             return torch.load(out, weights_only=True)
 
     def _asked(self, **request) -> dict:
-        print(json.dumps(request), file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended: what it said is still to be read
+            print(json.dumps(request), file=self.process.stdin, flush=True)
         return self._told()
 
     def _told(self) -> dict:
