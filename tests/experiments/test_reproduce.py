@@ -116,7 +116,7 @@ def test_a_demanded_tolerance_that_is_missed_is_exit_code_1_with_the_run_kept(mo
         run(monkeypatch, tmp_path, folder, changed, *few)
     assert ended.value.code == 1
     kept = next((tmp_path / "logs").glob("reproduce/*/*/manifest.json")).parent
-    assert json.loads((kept / "manifest.json").read_text())["status"] == "done" and (kept / "report.html").exists()
+    assert json.loads((kept / "manifest.json").read_text())["status"] == "failed" and (kept / "report.html").exists()
     said = capsys.readouterr()
     assert "1 of 2 published numbers are further from ours, the first nothing blocked: probability" in said.err
 
