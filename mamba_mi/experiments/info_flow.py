@@ -62,6 +62,13 @@ class InfoFlow(Experiment):
     def title(self) -> str:
         return "information flow"
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        split = any("subject" in prompt.spans for prompt in self.items)
+        smear = any(name == "subject" or name.endswith("+1") for name in self.sources)
+        return ("info_flow", "info_flow_bands", *(["info_flow_smear"] if smear else []), *(["info_flow_splits"] if split else []),
+                *(["info_flow_timescales"] if len(self.knobs.timescales) > 1 else []))
+
     def setting_in_words(self):
         depth = self.lm.config.n_layer
         return knockout_caveats.setting(self.knobs, self.windows, _info_flow_knobs.is_scaled(self.knobs, depth), depth)

@@ -170,7 +170,9 @@ def _one_later(summary, main) -> list[str]:
     for name in (name for name in values(summary, "source") if f"{name}+1" in values(summary, "source")):
         rows = [*pick(summary, **main, source=name), *pick(summary, **main, source=f"{name}+1")]
         peak = strongest(rows)
-        own, later = (peak and _same(summary, peak, source=each) for each in (name, f"{name}+1"))
+        if peak is None or not stands_out(peak):
+            continue
+        own, later = (_same(summary, peak, source=each) for each in (name, f"{name}+1"))
         if own and later:
             verdict = "which counts for more is open, the intervals overlap"
             if _apart(own, later):
