@@ -144,10 +144,14 @@ class InfoFlow(Experiment):
     def knockouts(self, cell: Cell, queries: tuple[int, ...], sources) -> tuple[Knockout, ...]:
         """The cell's knockouts: one, or one a layer where it is of some heads, which differ by layer."""
         how = {"conv": cell.conv, "span": cell.span, "query_conv": self.knobs.query_conv and cell.conv != "scan"}
-        if cell.timescale == ALL:
+        if set(self.knobs.timescales) == {ALL}:
             return (Knockout(cell.layers, queries, sources, **how),)
-        return tuple(Knockout(layer, queries, sources, **how, **{self._parts: self.timescales[layer][cell.timescale]})
+        # whole layers by their heads too: jobs of one batch must all speak of heads, or none
+        return tuple(Knockout(layer, queries, sources, **how, **{self._parts: self._acting(layer, cell.timescale)})
                      for layer in cell.layers)
+
+    def _acting(self, layer: int, timescale: str) -> tuple[int, ...]:
+        return self.timescales[layer].get(timescale) or tuple(range(len(self._horizons[layer])))
 
     def queries(self, batch) -> tuple[int, ...]:
         """The positions that may no longer read."""
@@ -221,7 +225,8 @@ def _together(rows, width: int) -> tuple[int, ...] | torch.Tensor:
 
 def _demand_rounding(values_SBM, clean_SBM, metrics, dtype) -> None:
     """A knockout without sources goes the way of every knockout, and must give the plain forward's numbers."""
-    smooth = [i for i, name in enumerate(name for name in metrics if name != HEADLINE) if name != "hit"]
+    measured = [name for name in metrics if name != HEADLINE]  # the probability, if it is not among them, comes last
+    smooth = [i for i in range(values_SBM.shape[-1]) if measured[i:i + 1] != ["hit"]]
     off_SBM = ((values_SBM - clean_SBM).abs() / clean_SBM.abs().clamp(min=1))[..., smooth]
     if not off_SBM.max() <= ROUNDING * torch.finfo(dtype).eps:
         raise RuntimeError(f"the run that blocks nothing is off the plain forward by {off_SBM.max():.1e}: that is no rounding "

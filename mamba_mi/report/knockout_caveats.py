@@ -33,6 +33,8 @@ def caveats(summary: Sequence[Mapping], knobs, prompts: Sequence, width: int | N
         "has twice; an effect says that something is read there, not what.",
         "p (max-T) is adjusted over all sources and windows of one policy, size of window, timescale and split: one panel of "
         "the figure. The window told of is the strongest, so its size is on the high side; its p is adjusted for that.",
+        *(["A large dt makes a head forget fast and write much: that fast heads cost the most can be that they write the most."]
+          if knobs.timescales != [ALL] else []),
         *_few(summary), *_near(prompts, width, knobs), *_several_tokens(prompts), *_of_random(summary),
         *(["The answer's further tokens (target_logprob) read everything: only the prompt's query is kept from the sources."]
           if "target_logprob" in knobs.metrics else []),

@@ -66,7 +66,7 @@ def headline(summary: Sequence[Mapping]) -> list[dict]:
     about = focus(summary)
     for conv, span in policies(summary)[1:] if about else []:
         peaks.append(strongest(pick(summary, **{**main, "conv": conv, "span": span}, source=about)))
-    for timescale in values(summary, "timescale")[1:] if about else []:
+    for timescale in [name for name in ("slow", "mid", "fast") if about and name in values(summary, "timescale")]:
         peaks.append(strongest(pick(summary, **{**main, "timescale": timescale}, source=about)))
     return [{key: row[key] for key in PRINTED if key in row} for row in peaks if row]
 
@@ -91,7 +91,8 @@ def findings(summary: Sequence[Mapping]) -> list[str]:
     if not (main := _main(summary)):
         return ["There is no result: no source was blocked in any prompt."]
     about = focus(summary)
-    said = [*(_of_source(summary, main, name) for name in _told(summary) if name not in CONTROLS),
+    peaks = [strongest(pick(summary, **main, source=name)) for name in _told(summary) if name not in CONTROLS]
+    said = [*(_of_source(summary, main, row) for row in sorted(filter(None, peaks), key=lambda row: -abs(row["mean"]))),
             _past(summary, main, about), *_one_later(summary, main), _controls(summary, main),
             _splits(summary, main, about), _timescales(summary, main, about), _nothing(summary)]
     return [sentence for sentence in said if sentence]
@@ -111,11 +112,9 @@ def change(row: Mapping | None) -> str:
     return f"{number(row['mean'])}%{ends}"
 
 
-def _of_source(summary, main, name: str) -> str:
-    row = strongest(pick(summary, **main, source=name))
-    if row is None:
-        return ""
-    text = f"Blocking {source(name)} ({POLICIES[main['conv'], main['span']]}) changes p the most in {layers(row)}: {change(row)}"
+def _of_source(summary, main, row: Mapping) -> str:
+    named = source(row["conditions"]["source"])
+    text = f"Blocking {named} ({POLICIES[main['conv'], main['span']]}) changes p the most in {layers(row)}: {change(row)}"
     if hit := _same(summary, row, "hit"):
         text += f", hit rate {_points(hit)}"
     return f"{text}, n = {row['n']}, p (max-T) {equals(row['p_adjusted'])}."
@@ -144,14 +143,17 @@ def _past(summary, main, about: str | None) -> str:
     text += f"; taking {POLICIES[GONE]}, {change(there[GONE])}" if there.get(GONE) else ""
     beside = [f"{source(name)}: {change(row)}" for name in CONTROLS if (row := _same(summary, whole, source=name))]
     beside = f" Taken out the same way as the largest of these, {'; '.join(beside)}." if beside else ""
-    return f"{text}. {_verdict(own, whole, about)}{beside}"
+    return f"{text}. {_verdict(own, whole, there.get(PAST), about)}{beside}"
 
 
-def _verdict(own: Mapping, whole: Mapping, about: str) -> str:
+def _verdict(own: Mapping, whole: Mapping, past: Mapping | None, about: str) -> str:
     if not stands_out(whole):
         return "None of it stands out (max-T)."
     if not _apart(own, whole):
-        return "The intervals overlap: which way carries more is open."
+        if past and abs(past["mean"]) > abs(whole["mean"]) / 2:
+            return (f"The answer needs both: {source(about)}'s own slots and what the conv carries past them; without either, about as "
+                    "much is lost as without the whole.")
+        return "Its own slots alone cost about as much as the whole (the intervals overlap)."
     if abs(own["mean"]) < abs(whole["mean"]) / 2:
         return (f"Most of what is read from {source(about)} travels through the conv, in the slots after its own: a knockout of "
                 "its own slots alone does not see it.")
@@ -200,7 +202,7 @@ def _splits(summary, main, about) -> str:
 
 
 def _timescales(summary, main, about) -> str:
-    named = [name for name in values(summary, "timescale") if name != ALL]
+    named = [name for name in ("slow", "mid", "fast") if name in values(summary, "timescale")]
     peak = strongest([row for name in named for row in pick(summary, **{**main, "timescale": name}, source=about)])
     if peak is None:
         return ""

@@ -13,6 +13,7 @@ from mamba_mi.report.figures import CATALOGUE, draw, save
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
 from .synthetic import heads_summary, patching_summary, subspace_summary, training_curve, training_summary
+from .synthetic_flow import flow_summary
 
 HEADLINE = "normalised_logit_difference"
 ROLES = ["bos", "pre_subject", "subject_1", "subject_2", "subject", "between", "last"]  # as in the text
@@ -34,7 +35,8 @@ def changed(rows, change):
 
 
 def test_every_name_of_the_catalogue_draws(run):
-    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary()}
+    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(),
+           **dict.fromkeys((name for name in CATALOGUE if name.startswith("info_flow")), flow_summary(timescales=("all", "slow")))}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
         figure, caption = draw(name, run(summary, curve=training_curve())[1])
@@ -146,10 +148,15 @@ def shown(figure):
 
 
 MAPS = ("patching_map", "patching_curves")
+FLOW = ("info_flow", "info_flow_bands", "info_flow_smear", "info_flow_splits", "info_flow_timescales")
+SPANS = ("none", "last", "random", "beyond_conv", "key", "key+1", "value", "value+1")
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
+         "flow": (lambda: flow_summary(timescales=("all", "slow", "mid", "fast")), FLOW),
+         "flow, 48 layers": (lambda: flow_summary(48, (9, 15), timescales=("all", "slow")), FLOW),
+         "flow of spans": (lambda: flow_summary(sources=SPANS, splits=("all",)), FLOW[:3]),
          "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
 
 

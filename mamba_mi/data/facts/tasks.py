@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from mamba_mi.data.facts import words as W
 from mamba_mi.config import stream
+from mamba_mi.data.facts import words as W
 from mamba_mi.data.facts.vocabulary import BOS, PAIRS, REPEAT, STOP, vocabulary
 from mamba_mi.data.facts.words import BOX, COLOUR, FEELING, KEYS, OBJECT, SEEING, VALUES
 from mamba_mi.data.prompt import Prompt

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
 
+from mamba_mi.report.figures import info_flow_curves as curves
 from mamba_mi.report.figures import style
 from mamba_mi.report.figures.grid import title_parts
-from mamba_mi.report.figures.info_flow_curves import curve, dress, heights, key, looks, main, of, read_curves, sources
 from mamba_mi.report.knockout_words import QUERIES, values
 from mamba_mi.report.tables import RunTables
 from mamba_mi.report.words import metric, sample
@@ -21,10 +21,10 @@ LEFT, TOP, WIDE, HIGH, GAP, ROW_GAP, LEGEND = 0.7, 1.0, 3.5, 2.2, 0.75, 0.65, 2.
 
 def info_flow(tables: RunTables):
     """The figure and its caption: all prompts, the published policy."""
-    every = read_curves(tables)
-    shown = main(every)
-    rows, hits = of(every, **shown), of([row for row in tables.summary if row["metric"] == "hit"], **shown)
-    names, sizes = looks(sources(rows)), values(every, "window_size")
+    every = curves.read_curves(tables)
+    shown = curves.main(every)
+    rows, hits = curves.of(every, **shown), curves.of([row for row in tables.summary if row["metric"] == "hit"], **shown)
+    names, sizes = curves.looks(curves.sources(rows)), values(every, "window_size")
     columns = 2 if hits else 1
     figure = style.sheet(LEFT + columns * (WIDE + GAP) - GAP + LEGEND, TOP + len(sizes) * (HIGH + ROW_GAP))
     style.heading(figure, 0.15, "Information flow", title_parts(tables, rows))
@@ -33,23 +33,23 @@ def info_flow(tables: RunTables):
         style.write(figure, LEFT, top - 0.25, f"windows of {size} layer{'s' * (size > 1)}", fontsize=8.5, weight="bold")
         for column, (title, found) in enumerate([("hit rate, %", hits), ("change of p, %", rows)][-columns:]):
             axes = style.place(figure, LEFT + column * (WIDE + GAP), top, WIDE, HIGH, f"{title} {size}")
-            here = of(found, window_size=size)
+            here = curves.of(found, window_size=size)
             _panel(axes, tables, here, names, hit=found is hits)
             axes.set_ylabel(title)
             if line == len(sizes) - 1:
                 axes.set_xlabel("first layer of the window")
-    key(figure, LEFT + columns * (WIDE + GAP) - GAP + 0.3, TOP + 0.1, names, of(every, **shown), metric)
+    curves.key(figure, LEFT + columns * (WIDE + GAP) - GAP + 0.3, TOP + 0.1, names, curves.of(every, **shown), metric)
     return figure, _caption(rows, shown, bool(hits))
 
 
 def _panel(axes, tables: RunTables, rows: Sequence[Mapping], names, hit: bool) -> None:
     for name, look in names.items():
-        own = of(rows, source=name)
+        own = curves.of(rows, source=name)
         clean = 100 * _clean_hits(tables, name) if hit else 0.0
         if own:
-            curve(axes, own, look, scale=100.0 if hit else 1.0, shift=clean, band=False)
-    dress(axes, rows, 100.0 if hit else 0.0)
-    axes.set_ylim(-4, 106) if hit else axes.set_ylim(*heights([{**row, "ci_low": None, "ci_high": None} for row in rows]))
+            curves.curve(axes, own, look, scale=100.0 if hit else 1.0, shift=clean, band=False)
+    curves.dress(axes, rows, 100.0 if hit else 0.0)
+    axes.set_ylim(-4, 106) if hit else axes.set_ylim(*curves.heights([{**row, "ci_low": None, "ci_high": None} for row in rows]))
 
 
 def _clean_hits(tables: RunTables, source: str) -> float:
