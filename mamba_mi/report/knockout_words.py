@@ -132,31 +132,38 @@ def _same(summary, row, metric: str = HEADLINE, **other) -> Mapping | None:
 def _past(summary, main, about: str | None) -> str:
     """What the conv carries past the slots of a source: the policies side by side, in the window where it is most."""
     found = policies(summary)
-    by_policy = {each: pick(summary, **{**main, "conv": each[0], "span": each[1]}, source=about) for each in found}
-    whole = strongest([row for each in (WIDE, GONE) for row in by_policy.get(each, ())])
-    own = PLAIN in found and whole and _same(summary, whole, conv=PLAIN[0], span=PLAIN[1])
-    if not own:
+    last = next((each for each in (GONE, WIDE) if each in found), None)
+    whole = last and strongest(pick(summary, **{**main, "conv": last[0], "span": last[1]}, source=about))
+    there = {each: _same(summary, whole, conv=each[0], span=each[1]) for each in found} if whole else {}
+    if not there.get(PLAIN):
         return ""
-    there = {each: _same(summary, whole, conv=each[0], span=each[1]) for each in found}
-    text = f"The conv of {source(about)}, in {layers(whole)} (n = {whole['n']}): blocking {POLICIES[PLAIN]} changes p by {change(own)}"
-    text += "".join(f"; blocking {POLICIES[each]}, {change(row)}" for each, row in there.items() if each in (WIDE, PAST) and row)
+    text = (f"The conv of {source(about)}, in {layers(whole)} (n = {whole['n']}): blocking {POLICIES[PLAIN]} changes p by "
+            f"{change(there[PLAIN])}")
+    if there.get(PAST):
+        text += f"; blocking {POLICIES[PAST]}, {change(there[PAST])}"
+    if there.get(WIDE):
+        text += f"; blocking {POLICIES[WIDE]}, {change(there[WIDE])}"
+        chance = _same(summary, there[WIDE], source="random") if last != WIDE else None
+        text += f" (of as many random tokens, {change(chance)})" if chance else ""
     text += f"; taking {POLICIES[GONE]}, {change(there[GONE])}" if there.get(GONE) else ""
     beside = [f"{source(name)}: {change(row)}" for name in CONTROLS if (row := _same(summary, whole, source=name))]
-    beside = f" Taken out the same way as the largest of these, {'; '.join(beside)}." if beside else ""
-    return f"{text}. {_verdict(own, whole, there.get(PAST), about)}{beside}"
+    beside = f" By that last way, {'; '.join(beside)}." if beside else ""
+    return f"{text}. {_verdict(there[PLAIN], whole, there.get(PAST), about)}{beside}"
 
 
 def _verdict(own: Mapping, whole: Mapping, past: Mapping | None, about: str) -> str:
+    """By halves of what is lost when the source is gone, and by whether the intervals lie apart."""
+    half = abs(whole["mean"]) / 2
     if not stands_out(whole):
         return "None of it stands out (max-T)."
-    if not _apart(own, whole):
-        if past and abs(past["mean"]) > abs(whole["mean"]) / 2:
-            return (f"The answer needs both: {source(about)}'s own slots and what the conv carries past them; without either, about as "
-                    "much is lost as without the whole.")
-        return "Its own slots alone cost about as much as the whole (the intervals overlap)."
-    if abs(own["mean"]) < abs(whole["mean"]) / 2:
+    if abs(own["mean"]) < half and _apart(own, whole):
         return (f"Most of what is read from {source(about)} travels through the conv, in the slots after its own: a knockout of "
                 "its own slots alone does not see it.")
+    if past and abs(past["mean"]) > half:
+        return (f"Either way alone costs more than half of that: the answer needs both, {source(about)}'s own slots and what the conv "
+                "carries past them.")
+    if not _apart(own, whole):
+        return "Its own slots alone cost about as much as the whole (the intervals overlap)."
     return f"The larger part of what is read from {source(about)} is read from its own slots; the conv carries the rest."
 
 

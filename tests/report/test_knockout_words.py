@@ -34,14 +34,14 @@ def test_each_source_where_it_counts_the_most_the_largest_first():
 
 @pytest.mark.parametrize("own, wide, past, gone, verdict", [
     (-5.0, -80.0, -70.0, -85.0, "travels through the conv"), (-60.0, -80.0, -10.0, -80.0, "read from its own slots; the conv"),
-    (-78.0, -80.0, -70.0, -79.0, "needs both"), (-78.0, -80.0, -10.0, -79.0, "alone cost about as much"),
+    (-78.0, -80.0, -70.0, -79.0, "needs both, the subject's own slots"), (-78.0, -80.0, -10.0, -79.0, "alone cost about as much"),
 ])
 def test_the_conv_is_told_of_with_both_numbers_and_a_verdict(own, wide, past, gone, verdict):
     rows = [row("subject", own), row("subject", wide, WIDE), row("subject", past, PAST), row("subject", gone, GONE),
             *(row("random", -3.0, policy) for policy in POLICIES), row("subject", -1.0, GONE, start=3), row("subject", -1.0, start=3)]
     text = said(rows, "The conv of the subject, in layers 1–2 (n = 80)")
     assert verdict in text and all(f"−{abs(x):.1f}%" in text or f"{abs(x):.2f}%" in text for x in (own, wide, past, gone))
-    assert "as many random tokens: −3.00%" in text
+    assert "By that last way, as many random tokens: −3.00%" in text and "(of as many random tokens, −3.00%" in text
 
 
 def test_where_nothing_stands_out_no_verdict_is_given():

@@ -44,7 +44,7 @@ def info_flow_smear(tables: RunTables):
     query = QUERIES[rows[0]["conditions"]["query"]]
     return figure, (f"Mean change of the answer's probability when {query} may no longer read {source_name(about)}, by what is blocked "
                     "of it. Where the curve of its own slots lies above the others, a knockout of slots misses what the conv has "
-                    f"carried past them. Grey: as many random tokens, by the policy that takes most. Bands are 95% intervals; {sample(rows)}.")
+                    f"carried past them. Grey: as many random tokens, by the policy in brackets. Bands are 95% intervals; {sample(rows)}.")
 
 
 def _drawn(rows, about: str) -> dict[str, tuple[dict, curves.Look]]:
