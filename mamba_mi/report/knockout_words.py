@@ -183,13 +183,17 @@ def _one_later(summary, main) -> list[str]:
             continue
         own, later = (_same(summary, peak, source=each) for each in (name, f"{name}+1"))
         if own and later:
-            verdict = "which counts for more is open, the intervals overlap"
-            if _apart(own, later):
-                verdict = (f"what is read of {name} is stored one token after it" if abs(later["mean"]) > abs(own["mean"])
-                           else "it is read from its own slot")
             said.append(f"In {layers(peak)}, blocking the slot of {name} changes p by {change(own)}, the slot after it by "
-                        f"{change(later)} (n = {own['n']}): {verdict}.")
+                        f"{change(later)} (n = {own['n']}): {_where(name, own, later)}.")
     return said
+
+
+def _where(name: str, own: Mapping, later: Mapping) -> str:
+    if not _apart(own, later):
+        return "which counts for more is open, the intervals overlap"
+    if abs(own["mean"]) < abs(later["mean"]) / 2:
+        return f"what is read of {name} is stored one token after it"
+    return "it is read from its own slot" if abs(later["mean"]) < abs(own["mean"]) / 2 else "both slots count"
 
 
 def _controls(summary, main) -> str:

@@ -55,6 +55,7 @@ def test_a_span_beside_the_slot_after_it():
     assert "the slot of value changes p by −0.50%" in text and "by −76.0%" in text and "stored one token after it" in text
     assert not any("slot of key" in sentence for sentence in findings(rows))
     assert "open" in said([row("value", -70.0), row("value+1", -76.0)], "In layers 1–2")
+    assert "both slots count" in said([row("value", 8.3), row("value+1", -10.0)], "In layers 1–2")
     assert "its own slot" in said([row("value", -76.0), row("value+1", -1.0)], "In layers 1–2")
 
 
