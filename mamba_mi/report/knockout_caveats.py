@@ -26,8 +26,8 @@ def caveats(summary: Sequence[Mapping], knobs, prompts: Sequence, width: int | N
     told = [f"Only {most} prompts: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
     return (told if most < 50 else []) + [
         "scan, the published practice, blocks a slot of the scan, not a token: the conv has brought the token into the slots "
-        "after it, and what earlier tokens left in its slot goes with it. `both` takes the token out of the conv and of the "
-        "scan; `conv` cuts only its way past its own slot; token+conv blocks the slots after it as well, and with them what "
+        "after it, and what earlier tokens left in its slot goes with it. both takes the token out of the conv and of the "
+        "scan; conv cuts only its way past its own slot; token+conv blocks the slots after it as well, and with them what "
         "other tokens wrote there: compare it with random tokens under the same policy.",
         "The effect of a window is that of blocking all its layers together. A window without effect can be a way the model "
         "has twice; an effect says that something is read there, not what.",
