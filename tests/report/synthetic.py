@@ -7,7 +7,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
+
+from mamba_mi.measure.effects import effects
 
 METRICS = ("normalised_logit_difference", "probability")
 SITES = ("resid", "out", "scan_out")
@@ -100,8 +104,28 @@ def training_curve(steps=2400, every=10) -> list[dict]:
              "tokens_per_second": 7800 + random.normal() * 250} for s in at]
 
 
-def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None) -> Path:
-    """A run's folder, without effects, as `runs` leaves it."""
+def paths_summary(tolerance=1e-4) -> list[dict]:
+    """Rows of compare_paths that its figure reads."""
+    return [{"conditions": {"path": path}, **_numbers(0.0, 0.01), "metric": metric, "n": 80,
+             **({"tolerance": tolerance} if tolerance else {})}
+            for path in ("ordinary", "attention") for metric in ("probability", "max_probability")]
+
+
+def paths_effects(scale=1e-7, n=80) -> pa.Table:
+    """Effects of two paths whose probabilities differ by about `scale`: those of the answer upwards, of the first choice
+    downwards, and every fourth not at all."""
+    random, parts = np.random.default_rng(2), []
+    for metric, sign in (("probability", 1), ("max_probability", -1)):
+        one = random.beta(2, 1, n) * 0.9 + 0.05
+        other = one + sign * scale * np.abs(random.normal(size=n)) * (np.arange(n) % 4 > 0)
+        for path, value, baseline in (("ordinary", one, 0 * one), ("attention", other, one)):
+            parts.append(effects({"prompt_id": [f"p{i:03d}" for i in range(n)], "path": [path] * n, "metric": [metric] * n,
+                                  "value": value, "baseline": baseline}))
+    return pa.concat_tables(parts)
+
+
+def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None) -> Path:
+    """A run's folder as `runs` leaves it; without effects unless given."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model": {"name": model}, "dataset": {"name": dataset, "n": 200, "only_correct": True},
               "method": {"name": "patching", "lr": 0.004}, "seed": 0, "device": "cpu", "dtype": "float32"}
@@ -113,6 +137,8 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
     (folder / "prompts.json").write_text(json.dumps(prompts))
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "artifacts").mkdir(exist_ok=True)
+    if effects is not None:
+        pq.write_table(effects, folder / "effects.parquet")
     if curve is not None:
         (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
     return folder

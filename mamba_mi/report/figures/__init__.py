@@ -19,6 +19,7 @@ from mamba_mi.report.figures.patching_curves import patching_curves
 from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
 from mamba_mi.report.figures.patching_subspace import patching_subspace
+from mamba_mi.report.figures.paths_violins import paths_violins
 from mamba_mi.report.figures.style import STYLE
 from mamba_mi.report.figures.training import training_curve, training_recall
 from mamba_mi.report.tables import RunTables
@@ -42,6 +43,7 @@ CATALOGUE = {
     "info_flow_smear": Figure("one source under every conv policy, beside random tokens", info_flow_smear),
     "info_flow_splits": Figure("change of p by where the subject stands", info_flow_splits),
     "info_flow_timescales": Figure("change of p by slow, mid and fast heads", info_flow_timescales),
+    "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
     "training_recall": Figure("right answers on each task", training_recall),
 }
