@@ -248,7 +248,7 @@ def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:
     table = store.join()
     store.write_effects(table)
     clusters = experiment.clusters(selection.items)
-    asked, with_draws = parted(experiment.in_groups(table, selection.items))
+    asked, with_draws = parted(experiment.in_groups(table))
     tau = getattr(experiment.knobs, "tau", 0.0)
     with bar("statistics", console) as progress:
         rows = summarise(asked, clusters, experiment.conditions, normalised=experiment.normalised, tau=tau,

@@ -46,7 +46,7 @@ def _found(record: dict):
         note = "The runs are of different experiments: each has a report of its own, and none is put together here."
         return Found(record, Pooled([], [], notes=[note]), [])
     kind = experiments.get(record["experiment"])
-    pooled = pool(record["jobs"], normalised=kind.normalised, family=kind.family)
+    pooled = pool(record["jobs"], normalised=kind.normalised, family=kind.family, in_groups=kind.in_groups)
     readers = [_reader(kind, Path(group.jobs[0]["path"])) for group in pooled.groups]
     varied = ("the weights the training starts from and the order of its data, and the resampling" if kind.fresh_model
               else "prompts, pairing and resampling, not the weights")

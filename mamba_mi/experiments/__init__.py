@@ -98,9 +98,10 @@ class Experiment:
         """Measure one batch: its effects (measure.effects)."""
         raise NotImplementedError
 
-    def in_groups(self, effects: pa.Table, items) -> pa.Table:
-        """The effects as the statistics take them: an experiment may add rows for groups of prompts (a column of its
-        `conditions` says which), so that a prompt counts in several. The table kept as effects.parquet stays as it is."""
+    @classmethod
+    def in_groups(cls, effects: pa.Table) -> pa.Table:
+        """The effects as the statistics of a run and of a sweep take them: an experiment may add rows for groups of prompts
+        (a column of its `conditions` says which), so that a prompt counts in several. effects.parquet stays as it is."""
         return effects
 
     def cost(self, batch) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def table(batch: Batch, metrics: Sequence[str], cells: Sequence[Mapping], values
     columns = {name: (values[..., i], baselines[..., i]) for i, name in enumerate(asked)}
     if RELATIVE in metrics:
         p, p0 = columns["probability"]
-        columns[RELATIVE] = 100 * p / np.where(p0 > 0, p0, np.nan), np.full_like(p0, 100.0)
+        columns[RELATIVE] = 100 * (p / np.where(p0 > 0, p0, np.nan)), np.full_like(p0, 100.0)  # so: p / p is exactly 1
     ids = np.array([p.prompt_id for p in batch.prompts])
     known_SB = np.array([[i not in (left_out or {}).get(s, ()) for i in ids] for s in range(len(cells))])
     compared_B = np.array([p.wrong_id is not None for p in batch.prompts]) | bool(batch.corrupt)

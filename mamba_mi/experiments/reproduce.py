@@ -127,12 +127,9 @@ class Reproduce(Experiment):
         values_SBM = reader(metrics, told, None)(self.lm.unembed(resid_BLD[:, -1:])[None])
         return table(batch, metrics, [NOTHING.columns()], values_SBM, values_SBM)
 
-    def in_groups(self, effects, items):
+    def tables(self, effects, items):
         bare = {i: x for n in self.published.numbers if n.metric == "probability" and not n.blocked for i, x in n.values.items()}
         self.compared = compare(effects, self.reference, bare)
-        return effects
-
-    def artefacts(self) -> dict:
         return {"reproduce": self.compared}
 
     def recall(self, folder) -> None:

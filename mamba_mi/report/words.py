@@ -20,7 +20,8 @@ ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subjec
          "subject_last": "last subject token", "relation": "relation",
          "between": "between", "last": "last token"}
 HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
-            "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)", "control_p": "p (control)",
+            "window_size": "window", "window_start": "start", "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)",
+            "control_p": "p (control)",
             "control_p_covariance": "p (covariance)", "control_p_rescaled": "p (rescaled)", "control_mean": "control mean",
             "control_low": "2.5%", "control_high": "97.5%", "control_match": "match"}
 
@@ -106,7 +107,7 @@ def direction(name: str) -> str:
     return DIRECTIONS.get(name, name).lower()
 
 
-NAMES = {"direction": direction, "site": site, "role": role, "metric": metric}
+NAMES = {"direction": direction, "site": site, "role": role, "metric": metric, "source": metric, "split": metric}
 
 
 def span(values: Sequence[int]) -> str:

@@ -4,10 +4,11 @@ The swept keys other than `seed` and `method.draw` form groups; within a group t
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -44,8 +45,12 @@ class Pooled:
     draws: bool = False
 
 
-def pool(jobs: Sequence[Mapping], *, normalised: Mapping[str, str], family: Sequence[str]) -> Pooled:
-    """The statistics over all jobs of a sweep that are done; what could not be used is said in `notes`."""
+def pool(jobs: Sequence[Mapping], *, normalised: Mapping[str, str], family: Sequence[str],
+         in_groups: Callable[[pa.Table], pa.Table] = lambda effects: effects) -> Pooled:
+    """The statistics over all jobs of a sweep that are done; what could not be used is said in `notes`.
+
+    `in_groups` is the experiment's: the effects of a run as its statistics take them.
+    """
     # by run_id: a value given twice is the same run, and must not count twice
     found = {job["run_id"]: job for job in jobs
              if job["status"] in GOOD and (Path(job["path"]) / "summary.json").is_file()}
@@ -54,7 +59,7 @@ def pool(jobs: Sequence[Mapping], *, normalised: Mapping[str, str], family: Sequ
         return Pooled([], [], notes=["No job is done: there is nothing to put together yet."])
     if any(DRAW in job["swept"] for job in with_results):
         return _over_draws(jobs, with_results)
-    return _over_seeds(with_results, normalised, family)
+    return _over_seeds(with_results, normalised, family, in_groups)
 
 
 def grouped(jobs: Sequence[Mapping], besides: Sequence[str]) -> list[Group]:
@@ -88,11 +93,11 @@ def _over_draws(planned: Sequence[Mapping], jobs: Sequence[Mapping]) -> Pooled:
     return Pooled(groups, rows, null=null, notes=notes, draws=True)
 
 
-def _over_seeds(jobs: Sequence[Mapping], normalised: Mapping[str, str], family: Sequence[str]) -> Pooled:
+def _over_seeds(jobs: Sequence[Mapping], normalised: Mapping[str, str], family: Sequence[str], in_groups) -> Pooled:
     groups, notes = grouped(jobs, [SEED]), []
     stacks, rows = [], []
     for group in groups:
-        runs, conditions = _measured(group, notes)
+        runs, conditions = _measured(group, notes, in_groups)
         normal = {metric: name for metric, name in normalised.items() if any(name in job_metrics for _, job_metrics in runs)}
         stacks.append((stack([run for run, _ in runs], conditions, normalised=normal, family=family), conditions))
         rows += [_named(row, group) for row in estimate(*stacks[-1], resamples=_resamples(jobs))]
@@ -111,7 +116,7 @@ def _over_seeds(jobs: Sequence[Mapping], normalised: Mapping[str, str], family: 
     return Pooled(groups, rows, differences, notes=notes)
 
 
-def _measured(group: Group, notes: list[str]) -> tuple[list[tuple[Measured, set[str]]], list[str]]:
+def _measured(group: Group, notes: list[str], in_groups) -> tuple[list[tuple[Measured, set[str]]], list[str]]:
     """What statistics need of each of the group's runs, and the conditions that make its cells."""
     runs, conditions = [], []
     for job in group.jobs:
@@ -121,7 +126,7 @@ def _measured(group: Group, notes: list[str]) -> tuple[list[tuple[Measured, set[
             raise UserError(f"{folder} has no effects to put together; run that job again with force=true")
         conditions = list(summary[0]["conditions"])
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        effects = pq.read_table(folder / "effects.parquet")
+        effects = in_groups(pq.read_table(folder / "effects.parquet"))
         clusters = {record["prompt_id"]: record.get("cluster") or record["prompt_id"]
                     for record in read_json(folder / "prompts.json")}
         ids = effects["prompt_id"].unique().to_pylist()
@@ -140,10 +145,8 @@ def _resamples(jobs: Sequence[Mapping]) -> int:
 
 def _depths(stacks: Mapping, conditions: Sequence[str]) -> dict[tuple, set]:
     """The layers each map has: layer 3 of 6 and layer 3 of 48 are not the same place."""
-    if "layer" not in conditions:
-        return {}
-    at = list(conditions).index("layer")
-    return {name: {cell[at] for cell in each.cells} for name, each in stacks.items()}
+    at = next((i for i, name in enumerate(conditions) if name in ("layer", "window_start")), None)
+    return {} if at is None else {name: {cell[at] for cell in each.cells} for name, each in stacks.items()}
 
 
 def _contrast(one: Group, other: Group) -> dict[str, str]:

@@ -192,3 +192,17 @@ def test_special_words_are_single_tokens_of_their_own(words):
     assert SPECIAL == set(list(vocabulary())[:5])
     assert list(vocabulary().values()) == list(range(len(vocabulary())))
     assert (words.pad_token, words.unk_token, words.bos_token) == ("<pad>", "<unk>", "<bos>")
+
+
+@pytest.mark.parametrize("task", ["mqar4", "mqar8", "box"])
+def test_an_in_context_task_is_data_that_says_where_key_and_value_were_told(words, task):
+    loaded, other = (facts.load(Knobs(relations=task), words, seed).prompts for seed in (0, 1))
+    assert not {p.prompt_id for p in loaded} & {p.prompt_id for p in other} and len(set(loaded)) == 1024
+    for p in loaded[:100]:
+        said, (key, _), (value, end) = p.text.split(), p.spans["key"], p.spans["value"]
+        assert said[value] == p.target and end == value + 1 and said[key] == said[-1 - (value - key - 1)]
+        assert said[key] not in said[:key] and p.cluster == p.prompt_id
+        wrong = words.convert_ids_to_tokens(p.wrong_id)
+        assert wrong in said and wrong != p.target and wrong not in W.KEYS
+    if task == "mqar8":  # told once, asked once: nowhere else does the value follow its key
+        assert {len(p.token_ids) for p in loaded} == {18} and all(p.text.split().count(p.text.split()[-1]) == 2 for p in loaded)

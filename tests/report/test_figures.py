@@ -22,6 +22,7 @@ from .synthetic import (
     training_curve,
     training_summary,
 )
+from .synthetic_flow import flow_summary
 
 HEADLINE = "normalised_logit_difference"
 ROLES = ["bos", "pre_subject", "subject_1", "subject_2", "subject", "between", "last"]  # as in the text
@@ -43,10 +44,12 @@ def changed(rows, change):
 
 
 def test_every_name_of_the_catalogue_draws(run):
-    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary()}
+    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary(),
+           **dict.fromkeys((name for name in CATALOGUE if name.startswith("info_flow")), flow_summary(timescales=("all", "slow")))}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
-        figure, caption = draw(name, run(summary, curve=training_curve(), effects=paths_effects(), compared=comparison())[1])
+        effects = paths_effects() if name == "paths_violins" else None
+        figure, caption = draw(name, run(summary, curve=training_curve(), effects=effects, compared=comparison())[1])
         assert figure.axes and len(caption) > 40
 
 
@@ -166,12 +169,17 @@ def shown(figure):
 
 
 MAPS = ("patching_map", "patching_curves")
+FLOW = ("info_flow", "info_flow_bands", "info_flow_smear", "info_flow_splits", "info_flow_timescales")
+SPANS = ("none", "last", "random", "beyond_conv", "key", "key+1", "value", "value+1")
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
          "paths": (paths_summary, ("paths_violins",)),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
          "published numbers": (training_summary, ("reproduce_scatter", "reproduce_curves")),
+         "flow": (lambda: flow_summary(timescales=("all", "slow", "mid", "fast")), FLOW),
+         "flow, 48 layers": (lambda: flow_summary(48, (9, 15), timescales=("all", "slow")), FLOW),
+         "flow of spans": (lambda: flow_summary(sources=SPANS, splits=("all",)), FLOW[:3]),
          "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
 
 
@@ -182,7 +190,8 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 @pytest.mark.parametrize("kind", DRAWN)
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
-    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), effects=paths_effects(), compared=comparison(0.1))[1]
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), compared=comparison(0.1),
+                 effects=paths_effects() if kind == "paths" else None)[1]
     for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)

@@ -1,12 +1,14 @@
 """Which runs are put together, and what is said of those that are not."""
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow.compute as pc
 import pytest
 from synthetic_runs import NORMALISED, columns, drawing, settings, write_drawn, write_run
 
 from mamba_mi.config import UserError
 from mamba_mi.runs import identity
-from mamba_mi.runs.pooling import grouped, pool
+from mamba_mi.runs.pooling import _depths, grouped, pool
 
 FAMILY = {"normalised": NORMALISED, "family": ("direction",)}
 
@@ -125,3 +127,13 @@ def test_draws_of_two_models_are_judged_apart(draws, tmp_path):
     strong = [{**each, "swept": {"model": "tiny", **each["swept"]}} for each in draws]
     found = {row["conditions"]["model"]: row["control_p"] for row in pool([*strong, *others], **FAMILY).rows}
     assert found["tiny"] < 0.05 and found["weak"] == 1
+
+
+def test_effects_are_pooled_in_the_groups_that_the_experiment_makes_of_them(two_models):
+    halves = pool(two_models[:3], **FAMILY, in_groups=lambda effects: effects.filter(pc.equal(effects["role"], "last")))
+    assert {row["conditions"]["role"] for row in halves.rows} == {"last"} and {row["n_seeds"] for row in halves.rows} == {3}
+
+
+def test_windows_of_models_of_different_depth_are_not_compared_either():
+    stacks = {("p",): SimpleNamespace(cells=[("scan", 0), ("scan", 3)])}
+    assert _depths(stacks, ["conv", "window_start"]) == {("p",): {0, 3}} and _depths(stacks, ["conv", "task"]) == {}

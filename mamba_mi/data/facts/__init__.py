@@ -1,7 +1,7 @@
 """The embedded world of facts as a data set: prompts that end just before the answer.
 
 `dataset=facts` asks a model for facts in words it was never told them in; `relations=[birth_country]` for
-what follows from two facts, of people of whom that was never said.
+what follows from two facts, of people of whom that was never said; `relations=mqar8` for what stands in the prompt.
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.data.facts.tasks import IN_CONTEXT, in_context
 from mamba_mi.data.facts.vocabulary import BOS, tokenizer, vocabulary
 from mamba_mi.data.facts.words import PERSON, TEMPLATES
 from mamba_mi.data.facts.world import Saying, World, world
@@ -18,11 +19,13 @@ from mamba_mi.data.prompt import Dataset, Prompt
 
 __all__ = ["Knobs", "World", "load", "prompts", "tokenizer", "vocabulary", "world"]
 SPLITS = ("heldout", "train")
+DRAWN = 1024  # candidates of an in-context task
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """`relations` is "all" (the four about people), one name, or a list. The models were trained with BOS."""
+    """`relations` is "all" (the four about people), one name, or a list; an in-context task counts as one, drawn from the
+    seed, without split or BOS. The models were trained with BOS."""
 
     name: str = "facts"
     n: int | None = 128
@@ -39,11 +42,13 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
                         f"{did_you_mean(knobs.split, SPLITS)}")
     _check(tokenizer)
     relations = _relations(knobs.relations)
-    sayings = [saying for relation in relations for saying in world().sayings(relation, knobs.split)]
-    if not sayings:
+    sayings = [saying for relation in relations if relation in TEMPLATES
+               for saying in world().sayings(relation, knobs.split)]
+    made = prompts(sayings, tokenizer, knobs.bos) if sayings else []
+    made += [prompt for task in relations if task in IN_CONTEXT for prompt in in_context(task, DRAWN, seed)]
+    if not made:
         raise UserError(f"dataset.relations={knobs.relations}: nothing of it is held out; dataset.split=train "
                         "asks for what the model was told")
-    made = prompts(sayings, tokenizer, knobs.bos)
     order = torch.randperm(len(made), generator=stream(seed, "facts")).tolist()
     return Dataset("facts", tuple(made[i] for i in order), world().fingerprint)
 
@@ -79,9 +84,8 @@ def _wrong(relation: str, answer: str) -> str:
 def _relations(asked: Any) -> list[str]:
     names = list(PERSON) if asked == "all" else [asked] if isinstance(asked, str) else list(asked)
     for name in names:
-        if name not in TEMPLATES:
-            raise UserError(f"dataset.relations={name}: there are all, {', '.join(TEMPLATES)}"
-                            f"{did_you_mean(name, TEMPLATES)}")
+        if name not in (known := (*TEMPLATES, *IN_CONTEXT)):
+            raise UserError(f"dataset.relations={name}: there are all, {', '.join(known)}{did_you_mean(name, known)}")
     return names
 
 

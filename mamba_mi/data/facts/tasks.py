@@ -6,11 +6,13 @@ that predicting each token has in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 
+from mamba_mi.config import stream
 from mamba_mi.data.facts import words as W
 from mamba_mi.data.facts.vocabulary import BOS, PAIRS, REPEAT, STOP, vocabulary
 from mamba_mi.data.facts.words import BOX, COLOUR, FEELING, KEYS, OBJECT, SEEING, VALUES
@@ -131,3 +133,24 @@ def asked(task: str, n: int, generator: torch.Generator, length: int = 64) -> tu
         out.append(Prompt(name, " ".join(words), tuple(ids[w] for w in words), target, ids[target],
                           target_ids=(ids[target],), cluster=name, template=task))
     return tuple(out)
+
+
+# the first question alone: told once, asked once, and few layouts
+LENGTHS = {"mqar4": 11, "mqar8": 19, "box": 64, "repeat": 64}
+BEFORE = {"box": 5}  # how many tokens before its value a key stands, if not one
+
+
+def in_context(task, n: int, seed: int) -> tuple[Prompt, ...]:
+    """n prompts of an in-context task as data: the spans `key` and `value` are where it was first told, and the wrong
+    answer is another that was told."""
+    return tuple(_where_told(prompt, task, seed) for prompt in asked(task, n, stream(seed, "facts", task), LENGTHS[task]))
+
+
+def _where_told(prompt: Prompt, task: str, seed: int) -> Prompt:
+    words, back, ids = prompt.text.split(), BEFORE.get(task, 1), vocabulary()
+    value = next(i for i in range(back, len(words)) if words[i] == prompt.target and words[i - back] == words[-back])
+    kind = next(kind for kind in (VALUES, OBJECT, COLOUR) if prompt.target in kind)
+    others = [word for word in words[value + 1:] + words[:value] if word in kind and word != prompt.target]
+    name = prompt.prompt_id.replace(task, f"{task}-s{seed}")
+    return replace(prompt, prompt_id=name, cluster=name, wrong_id=ids[others[0]] if others else None,
+                   spans={"key": (value - back, value - back + 1), "value": (value, value + 1)})

@@ -12,6 +12,9 @@ from matplotlib import style as matplotlib_style
 from matplotlib.figure import Figure as Sheet
 
 from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.report.figures.info_flow import info_flow
+from mamba_mi.report.figures.info_flow_bands import info_flow_bands, info_flow_splits, info_flow_timescales
+from mamba_mi.report.figures.info_flow_smear import info_flow_smear
 from mamba_mi.report.figures.patching_curves import patching_curves
 from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
@@ -36,6 +39,11 @@ CATALOGUE = {
     "patching_curves": Figure("the effect over layers for each position role", patching_curves),
     "patching_heads": Figure("layer x head, a panel a site and position role", patching_heads),
     "patching_subspace": Figure("a fitted subspace over layers beside random ones", patching_subspace),
+    "info_flow": Figure("hit rate and change of p over windows, a curve a source", info_flow),
+    "info_flow_bands": Figure("change of p with intervals, a panel a conv policy", info_flow_bands),
+    "info_flow_smear": Figure("one source under every conv policy, beside random tokens", info_flow_smear),
+    "info_flow_splits": Figure("change of p by where the subject stands", info_flow_splits),
+    "info_flow_timescales": Figure("change of p by slow, mid and fast heads", info_flow_timescales),
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
     "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
     "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),

@@ -1,0 +1,76 @@
+"""The keys of conf/method/info_flow.yaml, and everything that can be wrong with them for a model."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mamba_mi.config import UserError
+from mamba_mi.data.sources import QUERIES, check_names
+from mamba_mi.experiments._knockouts import KNOWN, window_starts
+from mamba_mi.interventions.knockout import CONVS, SPANS
+from mamba_mi.measure.timescale import THIRDS
+
+PUBLISHED = [9, 15]  # the windows of the literature
+DEPTH = 24  # of the shallowest model they are used on; on a shallower one they are scaled
+ALL = "all"
+HEADLINE = "relative_probability"
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """`sources` is "all" or a list; `conv` and `span` make policies, `policies` says which; `reference` counts prompts."""
+
+    windows: list[int] = field(default_factory=lambda: list(PUBLISHED))
+    query: str = "last"
+    sources: Any = ALL
+    conv: list[str] = field(default_factory=lambda: list(CONVS))
+    span: list[str] = field(default_factory=lambda: list(SPANS))
+    query_conv: bool = False
+    timescales: list[str] = field(default_factory=lambda: [ALL])
+    reference: int = 128
+    metrics: list[str] = field(default_factory=lambda: ["probability", HEADLINE, "hit", "log_probability", "logit_difference"])
+    batch: int = 32
+    resamples: int = 2000
+
+
+def check(knobs: Knobs, lm) -> None:
+    """Raise a UserError, one line, for the first knob that does not fit the model or the others."""
+    for size in windows(knobs, lm.config.n_layer):
+        try:
+            window_starts(size, lm.config.n_layer)
+        except UserError as e:
+            raise UserError(f"method.windows={knobs.windows}: {e}") from None
+    check_names("method.query", [knobs.query], QUERIES)
+    for key, known in (("conv", CONVS), ("span", SPANS), ("timescales", (ALL, *THIRDS)), ("metrics", KNOWN)):
+        check_names(f"method.{key}", getattr(knobs, key), known)
+    if HEADLINE not in knobs.metrics:
+        raise UserError(f"method.metrics must hold {HEADLINE}: the headline is the change of the probability in %")
+    if not policies(knobs):
+        raise UserError("method.span=[token+conv] widens what conv=scan blocks: add scan to method.conv, or token to method.span")
+    if knobs.query_conv and set(knobs.conv) == {"scan"}:
+        raise UserError("method.query_conv=true goes with method.conv=[conv,both]: scan leaves the conv as it is")
+    if knobs.sources != ALL and not (isinstance(knobs.sources, list) and knobs.sources):
+        raise UserError(f"method.sources={knobs.sources}: give all or a list such as [last,subject]")
+    for key, least in (("reference", 1), ("batch", 1), ("resamples", 20)):
+        if getattr(knobs, key) < least:
+            raise UserError(f"method.{key}={getattr(knobs, key)}: give at least {least}")
+
+
+def is_scaled(knobs: Knobs, depth: int) -> bool:
+    """Whether the published windows are made smaller for so shallow a model; a list of one's own never is."""
+    return depth < DEPTH and list(knobs.windows) == PUBLISHED
+
+
+def windows(knobs: Knobs, depth: int) -> list[int]:
+    """The sizes of windows used in a model of so many layers, each once."""
+    if not knobs.windows:
+        raise UserError("method.windows=[]: give at least one number of layers, such as [9,15]")
+    sizes = [max(1, size * depth // DEPTH) for size in knobs.windows] if is_scaled(knobs, depth) else knobs.windows
+    return list(dict.fromkeys(sizes))
+
+
+def policies(knobs: Knobs) -> list[tuple[str, str]]:
+    """The (conv, span) that are asked for and make sense: the slots after a source are widened under scan alone, for
+    `both` and `conv` take the token out of those slots already."""
+    return [(conv, span) for conv in CONVS for span in SPANS
+            if conv in knobs.conv and span in knobs.span and (conv == "scan" or span == "token")]
