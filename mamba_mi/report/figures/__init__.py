@@ -12,6 +12,8 @@ from matplotlib import style as matplotlib_style
 from matplotlib.figure import Figure as Sheet
 
 from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.report.figures.knockout_heatmap import heatmap_mean
+from mamba_mi.report.figures.knockout_heatmap_prompts import heatmap_normalised, heatmap_prompts
 from mamba_mi.report.figures.patching_curves import patching_curves
 from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
@@ -34,6 +36,9 @@ CATALOGUE = {
     "patching_curves": Figure("the effect over layers for each position role", patching_curves),
     "patching_heads": Figure("layer x head, a panel a site and position role", patching_heads),
     "patching_subspace": Figure("a fitted subspace over layers beside random ones", patching_subspace),
+    "heatmap_mean": Figure("position role x window of layers knocked out, the mean over prompts", heatmap_mean),
+    "heatmap_prompts": Figure("token x window of layers knocked out, the answer's probability prompt by prompt", heatmap_prompts),
+    "heatmap_normalised": Figure("the same in % of each prompt's clean probability", heatmap_normalised),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
     "training_recall": Figure("right answers on each task", training_recall),
 }
