@@ -282,6 +282,6 @@ def _show(experiment: Experiment, folder: Path) -> None:
         if rows:
             console.print(tables.result_table(rows, experiment.question))
         for sentence in experiment.findings(run_tables.summary):
-            console.print(f"• {sentence}", highlight=False)
+            console.print(f"• {sentence}", highlight=False, markup=False)
     made = folder / ("summary.json" if experiment.summary_only else "report.html")
     console.print(f"{made.stem}: {made}", soft_wrap=True, highlight=False)

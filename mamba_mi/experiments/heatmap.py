@@ -154,8 +154,7 @@ class Heatmap(Experiment):
 
     def artefacts(self):
         """The prompts' tokens as they are written, for the figures."""
-        decode = self.lm.tokenizer.decode if self.lm.tokenizer else str
-        return {"tokens": {p.prompt_id: [decode([token]) for token in p.token_ids] for p in self.items}}
+        return {"tokens": {p.prompt_id: [self.lm.tokenizer.decode([token]) for token in p.token_ids] for p in self.items}}
 
     def setting_in_words(self):
         return words.setting(self.knobs, self.size)

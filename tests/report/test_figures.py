@@ -12,7 +12,7 @@ from mamba_mi.config import UserError
 from mamba_mi.report.figures import CATALOGUE, draw, save
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
-from .synthetic import heads_summary, patching_summary, subspace_summary, training_curve, training_summary
+from .synthetic import heads_summary, heatmap_measured, heatmap_summary, patching_summary, subspace_summary, training_curve, training_summary
 
 HEADLINE = "normalised_logit_difference"
 ROLES = ["bos", "pre_subject", "subject_1", "subject_2", "subject", "between", "last"]  # as in the text
@@ -34,10 +34,10 @@ def changed(rows, change):
 
 
 def test_every_name_of_the_catalogue_draws(run):
-    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary()}
+    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "heatmap_mean": heatmap_summary()}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
-        figure, caption = draw(name, run(summary, curve=training_curve())[1])
+        figure, caption = draw(name, run(summary, curve=training_curve(), measured=heatmap_measured())[1])
         assert figure.axes and len(caption) > 40
 
 
@@ -145,11 +145,18 @@ def shown(figure):
     return [text.get_text() for text in texts], np.array([text.get_window_extent().extents for text in texts])
 
 
+HEATMAPS = {"heatmaps": heatmap_measured(), "heatmaps, 48 layers": heatmap_measured(48, 20, 7, window=5),
+            "heatmaps, one window and prompt": heatmap_measured(6, 9, 1, window=6),
+            "heatmaps, single layers, no subject": heatmap_measured(12, 5, 2, window=1, spans={}),
+            "heatmaps, three policies": heatmap_measured(6, 9, 3, policies=(("scan", "token"), ("both", "token"),
+                                                                            ("scan", "token+conv")))}
 MAPS = ("patching_map", "patching_curves")
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
+         **{kind: (lambda kind=kind: heatmap_summary(HEATMAPS[kind]), tuple(n for n in CATALOGUE if n.startswith("heatmap")))
+            for kind in HEATMAPS},
          "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
 
 
@@ -160,7 +167,7 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 @pytest.mark.parametrize("kind", DRAWN)
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
-    tables = run(summary(), model="mamba2-1.3b", curve=training_curve())[1]
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), measured=HEATMAPS.get(kind))[1]
     for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)

@@ -17,12 +17,12 @@ from mamba_mi.data.alignment import ALIGNED
 from mamba_mi.report.figures import style
 from mamba_mi.report.figures.grid import in_order, title_parts
 from mamba_mi.report.figures.heatmap import HATCHING, hatch
-from mamba_mi.report.heatmap_words import RELATIVE, policy, window
+from mamba_mi.report.heatmap_words import RELATIVE, by_policy, policy, window
 from mamba_mi.report.tables import RunTables
-from mamba_mi.report.words import ALPHA, interval, metric, number, role, sample, stands_out
+from mamba_mi.report.words import ALPHA, metric, number, role, sample, stands_out
 
 WIDEST_WITH_TEXT = 12  # with more windows the numbers would be too small to read
-LEFT, TOP, RIGHT, GAP, ROW_GAP, FOOT = 1.55, 1.0, 0.6, 0.3, 0.65, 0.85  # inches
+LEFT, TOP, RIGHT, GAP, ROW_GAP, FOOT = 1.55, 1.0, 0.6, 0.3, 0.65, 0.65  # inches
 CHANGES = style.NECESSITY_MAP.reversed()  # a fall, which is what a knockout is after, in the stronger colour
 
 
@@ -51,13 +51,14 @@ def heatmap_mean(tables: RunTables):
     high, narrow = (0.33 if text else 0.19) * len(first.roles), 0 if text else 1.6
     page = max(5.0, LEFT + wide + (GAP + narrow if narrow else 0) + RIGHT), TOP + len(maps) * (high + ROW_GAP) - 0.15 + FOOT
     figure = style.sheet(*page)
-    style.heading(figure, 0.15, "Knockout heatmap, mean over prompts", title_parts(tables, rows))
+    size = rows[0]["conditions"]["window_size"]
+    style.heading(figure, 0.15, "Knockout heatmap, mean over prompts", f"{title_parts(tables, rows)} · {window(size)}")
     limit = 100.0 if name == RELATIVE else max([abs(row["mean"]) for row in rows if row["mean"] is not None], default=1.0) or 1.0
     widths = [np.nan_to_num(each.numbers_RW("ci_high") - each.numbers_RW("ci_low")) / 2 for each in maps.values()]
     widest = max(1e-9, max(half_RW.max() for half_RW in widths))
     for line, (named, found) in enumerate(maps.items()):
         top = TOP + line * (high + ROW_GAP)
-        style.write(figure, LEFT, top - 0.22, f"{policy(*named)}, {window(rows[0])}", fontsize=8.5, weight="bold")
+        style.write(figure, 0.15, top - 0.22, f"blocked: {policy(*named)}", fontsize=8.5, weight="bold")
         axes = style.place(figure, LEFT, top, wide, high, f"mean {' '.join(named)}")
         _panel(axes, found, limit, text)
         _label(axes, found, names=True)
@@ -77,10 +78,8 @@ def _maps(rows) -> dict[tuple[str, str], Mean]:
     """A map for each conv and span; all have the roles and windows of all."""
     roles = in_order({row["conditions"]["role"] for row in rows}, ALIGNED)
     starts = tuple(sorted({row["conditions"]["window_start"] for row in rows}))
-    named = dict.fromkeys((row["conditions"]["conv"], row["conditions"]["span"]) for row in rows)
-    return {both: Mean(roles, starts, {(row["conditions"]["role"], row["conditions"]["window_start"]): row for row in rows
-                                       if (row["conditions"]["conv"], row["conditions"]["span"]) == both})
-            for both in sorted(named, reverse=True)}  # scan first, token before token+conv
+    return {both: Mean(roles, starts, {(row["conditions"]["role"], row["conditions"]["window_start"]): row for row in mine})
+            for both, mine in by_policy(rows).items()}
 
 
 def _panel(axes: Axes, found: Mean, limit: float, text: bool) -> None:
@@ -95,18 +94,15 @@ def _panel(axes: Axes, found: Mean, limit: float, text: bool) -> None:
             continue
         ink = style.ink_on(CHANGES(norm(mean)))
         ink = style.GREY if not stands_out(row) and not abs(mean) > limit / 3 else ink
-        decimals = 1 if limit >= 10 else 2
-        common = {"ha": "center", "va": "center", "color": ink}
-        between = interval(row["ci_low"], row["ci_high"]) if limit < 10 else _rounded(row)
-        axes.text(w + 0.5, r + (0.33 if between else 0.5), number(mean, decimals), fontsize=7.5, **common)
-        axes.text(w + 0.5, r + 0.72, between, fontsize=5.8, **common)
+        _cell_text(axes, row, w + 0.5, r, ink, decimals=1 if limit >= 10 else 2)
 
 
-def _rounded(row) -> str:
-    """The interval of a change in %, in whole ones."""
-    if row["ci_low"] is None:
-        return ""
-    return f"[{number(row['ci_low'], 0)}, {number(row['ci_high'], 0)}]"
+def _cell_text(axes: Axes, row, x: float, top: float, ink: str, decimals: int) -> None:
+    common, known = {"ha": "center", "va": "center", "color": ink}, row["ci_low"] is not None
+    axes.text(x, top + (0.33 if known else 0.5), number(row["mean"], decimals), fontsize=7.5, **common)
+    if known:
+        between = f"[{number(row['ci_low'], decimals)}, {number(row['ci_high'], decimals)}]"
+        axes.text(x, top + 0.72, between, fontsize=5.6, **common)
 
 
 def _label(axes: Axes, found: Mean, names: bool) -> None:

@@ -19,12 +19,13 @@ from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.report.figures import style
 from mamba_mi.report.figures.grid import title_parts
 from mamba_mi.report.figures.knockout_heatmap import CHANGES
-from mamba_mi.report.heatmap_words import policy
+from mamba_mi.report.heatmap_words import in_order, window
 from mamba_mi.report.tables import RunTables, read_run
 from mamba_mi.report.words import number
 
 SHOWN = 6  # panels of a report's figure
-TOP, BETWEEN, FOOT, BAR = 0.75, 0.95, 0.35, 0.75  # inches; BAR is a colour bar and its numbers
+TOP, BETWEEN, FOOT, BAR = 0.8, 1.1, 0.35, 0.75  # inches; BAR is a colour bar and its numbers
+INVISIBLE = str.maketrans({"\n": r"\n", "\r": r"\r", "\t": r"\t"})
 PUBLISHED = matplotlib.colormaps["Purples_r"]
 
 
@@ -60,7 +61,7 @@ def prompt_heatmap(folder: str | Path, prompts: Sequence[str], *, normalised: bo
     """The heatmaps of these prompts of a finished run, by prompt_id: p(answer), or with `normalised` its change in %."""
     from mamba_mi.report.figures import house_style
 
-    with house_style():
+    with house_style(), matplotlib.rc_context({"figure.dpi": style.STYLE["savefig.dpi"]}):
         return _figure(read_run(folder), list(prompts), normalised)[0]
 
 
@@ -69,19 +70,20 @@ def _figure(tables: RunTables, asked: list[str] | None, normalised: bool):
     policies = len({each.named for each in found})
     columns = policies if policies > 1 else min(len(found), 2 if len(found[0].starts) > 20 else 3)
     lines = [found[i:i + columns] for i in range(0, len(found), columns)]
-    wide = max(1.45, min(3.4, 0.3 * len(found[0].starts)))
+    wide = max(1.6, min(3.4, 0.3 * len(found[0].starts)))
     left = 0.3 + 0.068 * max(len(token) for each in found for token in _labels(each))
-    pitch = left + wide + (0.1 if normalised else BAR)
+    pitch = left + wide + (0.15 if normalised else BAR)
     high = [0.165 * max(len(each.tokens) for each in line) for line in lines]
     tall = TOP + sum(high) + BETWEEN * len(lines) + (FOOT + 0.3 if normalised else FOOT) - 0.35
     figure = style.sheet(max(5.2, pitch * columns + 0.2), tall)
-    title = "Knockout heatmaps, change in % of each prompt's own probability" if normalised else "Knockout heatmaps, p(answer)"
-    style.heading(figure, 0.15, title, title_parts(tables, [{"n": count}]))
+    title = "Knockout heatmaps, change of p(answer) in %" if normalised else "Knockout heatmaps, p(answer)"
+    style.heading(figure, 0.15, title, f"{title_parts(tables, [{'n': count}])} · {window(found[0].size)}")
     for number_, line in enumerate(lines):
-        top = TOP + sum(high[:number_]) + BETWEEN * number_ + 0.4
+        top = TOP + sum(high[:number_]) + BETWEEN * number_ + 0.45
         for column, each in enumerate(line):
             place = left + column * pitch, top, wide, 0.165 * len(each.tokens)
-            _panel(figure, each, place, normalised, several=policies > 1)
+            _panel(figure, each, place, normalised)
+            _head(figure, each, *place[:2], wide + 0.15, several=policies > 1)
     if normalised:
         _bar(figure, left, tall - 0.3)
     return figure, _caption(len({each.prompt["prompt_id"] for each in found}), count, normalised)
@@ -99,7 +101,7 @@ def _maps(tables: RunTables, asked: list[str] | None) -> tuple[list[Map], int]:
         if name not in kept:
             raise UserError(f"no heatmap of prompt {name!r}: this run has {len(kept)}, such as {next(iter(kept))}"
                             f"{did_you_mean(name, kept)}")
-    named = sorted({*zip(rows["conv"].to_pylist(), rows["span"].to_pylist(), strict=True)}, reverse=True)
+    named = in_order({*zip(rows["conv"].to_pylist(), rows["span"].to_pylist(), strict=True)})
     shown = asked or list(kept)[:max(1, SHOWN // len(named))]
     tokens = tables.artifact("tokens.json")
     return [_map(rows, kept[name], both, tokens[name]) for name in shown for both in named], len(kept)
@@ -117,18 +119,15 @@ def _map(rows, prompt: dict, named: tuple[str, str], tokens: list[str]) -> Map:
                cells["value"].to_numpy().reshape(len(tokens), -1), float(np.median(cells["baseline"].to_numpy())))
 
 
-def _panel(figure: style.Sheet, each: Map, place, normalised: bool, several: bool) -> None:
-    prompt, (left, top, wide, high) = each.prompt, place
-    label = " ".join([prompt["prompt_id"], *(each.named if several else ())])
-    axes = style.place(figure, left, top, wide, high, label)
+def _panel(figure: style.Sheet, each: Map, place, normalised: bool) -> None:
+    left, top, wide, high = place
+    label = " ".join([each.prompt["prompt_id"], *each.named])
+    axes = style.place(figure, *place, label)
     most = max(each.base, each.value_LW.max())
     norm, colours = (Normalize(-100, 100), CHANGES) if normalised else (Normalize(0, most), PUBLISHED)
     axes.pcolormesh(np.ma.masked_invalid(each.change_LW if normalised else each.value_LW), cmap=colours, norm=norm)
     axes.set_facecolor(style.FAINT)
     _label(axes, each)
-    style.write(figure, left, top - 0.36, _plain(prompt["target"].strip()), fontsize=8.5, weight="bold")
-    told = [f"window {each.size}", f"base p {number(each.base)}", policy(*each.named) if several else prompt["prompt_id"]]
-    style.write(figure, left, top - 0.19, " · ".join(told), fontsize=6.8, color=style.GREY)
     if not normalised:
         bar = style.place(figure, left + wide + 0.1, top, 0.09, high, f"scale {label}")
         figure.colorbar(ScalarMappable(norm, colours), cax=bar).outline.set_visible(False)
@@ -137,11 +136,21 @@ def _panel(figure: style.Sheet, each: Map, place, normalised: bool, several: boo
         bar.locator_params(axis="y", nbins=4)
 
 
+def _head(figure: style.Sheet, each: Map, left: float, top: float, wide: float, several: bool) -> None:
+    """The answer, and what the panel is of; no line wider than `wide` inches."""
+    conv, span = each.named
+    blocked = f"{conv}, {span}" if span != "token" else f"conv={conv}"
+    told = f"base p {number(each.base)} · {blocked}" if several else f"window {each.size} · base p {number(each.base)}"
+    style.write(figure, left, top - 0.52, _cut(each.prompt["target"].strip(), int(wide / 0.08)), fontsize=8.5, weight="bold")
+    for text, height in ((told, 0.34), (each.prompt["prompt_id"], 0.19)):
+        style.write(figure, left, top - height, _cut(text, int(wide / 0.056)), fontsize=6.8, color=style.GREY)
+
+
 def _label(axes: Axes, each: Map) -> None:
     axes.set(xlim=(0, len(each.starts)), ylim=(len(each.tokens), 0))
     axes.set_xlabel("first layer of the window", labelpad=2, fontsize=7)
     for spine in axes.spines.values():
-        spine.set_visible(False)
+        spine.set(visible=True, color=style.FAINT)
     every = 1 if len(each.starts) <= 10 else 5
     ticks = [w for w, start in enumerate(each.starts) if start % every == 0]
     axes.set_xticks([w + 0.5 for w in ticks], [str(each.starts[w]) for w in ticks])
@@ -160,12 +169,13 @@ def _labels(each: Map) -> list[str]:
 
 def token_labels(tokens: Sequence[str], longest: int = 14) -> list[str]:
     """Tokens in one short printable line each, and none of them mathematics to matplotlib."""
-    names = [repr(token)[1:-1] if not token.strip() or "\n" in token else token.strip() for token in tokens]
-    return [_plain(name if len(name) <= longest else f"{name[:longest - 1]}…") for name in names]
+    names = [(token.strip(" ") or "\N{OPEN BOX}").translate(INVISIBLE) for token in tokens]
+    return [_cut(name, longest) for name in names]
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")
+def _cut(text: str, longest: int) -> str:
+    short = text if len(text) <= longest else f"{text[:longest - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def _bar(figure: style.Sheet, left: float, top: float) -> None:
