@@ -12,7 +12,15 @@ from mamba_mi.config import UserError
 from mamba_mi.report.figures import CATALOGUE, draw, save
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
-from .synthetic import heads_summary, heatmap_measured, heatmap_summary, patching_summary, subspace_summary, training_curve, training_summary
+from .synthetic import (
+    heads_summary,
+    heatmap_measured,
+    heatmap_summary,
+    patching_summary,
+    subspace_summary,
+    training_curve,
+    training_summary,
+)
 
 HEADLINE = "normalised_logit_difference"
 ROLES = ["bos", "pre_subject", "subject_1", "subject_2", "subject", "between", "last"]  # as in the text
