@@ -36,7 +36,7 @@ from mamba_mi.runs.logbook import Card, check_logbook, open_logbook
 from mamba_mi.runs.manifest import demand_same, open_manifest, read_manifest
 from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
-from mamba_mi.runs.store import Store
+from mamba_mi.runs.store import GROUPED, Store
 
 console = Console()
 
@@ -235,7 +235,10 @@ def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:
     table = store.join()
     store.write_effects(table)
     clusters = experiment.clusters(selection.items)
-    asked, with_draws = parted(experiment.in_groups(table, selection.items))
+    grouped = experiment.in_groups(table, selection.items)
+    if grouped is not table:  # a sweep puts its runs together without the model that would be needed to group them again
+        store.write_effects(grouped, GROUPED)
+    asked, with_draws = parted(grouped)
     tau = getattr(experiment.knobs, "tau", 0.0)
     with bar("statistics", console) as progress:
         rows = summarise(asked, clusters, experiment.conditions, normalised=experiment.normalised, tau=tau,

@@ -54,10 +54,13 @@ class Heatmap(Experiment):
 
     def __init__(self, knobs, lm, setting):
         super().__init__(knobs, lm, setting)
-        depth = lm.config.n_layer
-        # the default is for models of twelve layers and more: one that has not even five is cut in three
-        self.size = max(1, depth // 3) if depth < knobs.window == WINDOW else knobs.window
         self.items: Sequence[Prompt] = ()
+
+    @property
+    def size(self) -> int:
+        """Layers in a window: of a model with fewer than the default, a third of them."""
+        depth = self.lm.config.n_layer
+        return max(1, depth // 3) if depth < self.knobs.window == WINDOW else self.knobs.window
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -166,7 +169,7 @@ class Heatmap(Experiment):
         return words.findings(summary, self.metric)
 
     def caveats(self, summary):
-        return words.caveats(summary, self.knobs, self.size, self.lm.config.n_layer)
+        return words.caveats(summary, self.knobs)
 
 
 def mean_by_role(effects: pa.Table) -> pa.Table:

@@ -113,15 +113,17 @@ def _themselves(maps: Mapping, start: int, metric: str) -> str:
     return f". With the tokens themselves taken out, wherever the conv brought them (conv=both): {'; '.join(said)}."
 
 
-def caveats(summary: Sequence[Mapping], knobs, size: int, depth: int) -> list[str]:
+def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
     """What a reader must know before believing a heatmap."""
     n = max((row["n"] for row in summary), default=0)
-    windows, told = depth - size + 1, []
+    size = summary[0]["conditions"]["window_size"] if summary else knobs.window
+    windows, told = len({row["conditions"]["window_start"] for row in summary}), []
+    depth = windows + size - 1
     if n < 50:
         told.append(f"Only {n} prompts: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20).")
     if size != knobs.window:
         told.append(f"method.window={knobs.window}, the default, does not fit into {depth} layers: windows of {size} were used.")
-    if windows < FEWEST_WINDOWS and size > 1:
+    if 0 < windows < FEWEST_WINDOWS and size > 1:
         told.append(f"Windows of {size} of {depth} layers: there are only {windows}, which say little about where; "
                     f"method.window={max(1, depth // 3)} shows more.")
     if knobs.best is not None:

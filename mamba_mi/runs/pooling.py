@@ -16,6 +16,7 @@ from ..measure import controls
 from ..measure.sweep import Measured, difference, estimate, stack
 from .aggregate import GOOD
 from .files import read_json
+from .store import GROUPED
 
 SEED, DRAW = "seed", "method.draw"
 
@@ -121,7 +122,8 @@ def _measured(group: Group, notes: list[str]) -> tuple[list[tuple[Measured, set[
             raise UserError(f"{folder} has no effects to put together; run that job again with force=true")
         conditions = list(summary[0]["conditions"])
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        effects = pq.read_table(folder / "effects.parquet")
+        grouped = folder / GROUPED
+        effects = pq.read_table(grouped if grouped.is_file() else folder / "effects.parquet")
         clusters = {record["prompt_id"]: record.get("cluster") or record["prompt_id"]
                     for record in read_json(folder / "prompts.json")}
         ids = effects["prompt_id"].unique().to_pylist()

@@ -19,6 +19,7 @@ from ..config import UserError
 from ..measure.effects import SCHEMA_VERSION, in_order
 from . import files
 
+GROUPED = "artifacts/grouped.parquet"  # the effects as the statistics took them, where an experiment groups them first
 OWN = ("config.yaml", "manifest.json", "prompts.json", "effects.parquet", "summary.json", "report.html",
        "figures", "artifacts", "wandb", "parts", "scratch")
 
@@ -78,10 +79,10 @@ class Store:
             raise LookupError(f"{self.folder} has kept no effects to join")
         return in_order(pa.concat_tables(parts, promote_options="default"))
 
-    def write_effects(self, table: pa.Table) -> None:
-        """effects.parquet: equal effects give equal bytes."""
+    def write_effects(self, table: pa.Table, name: str = "effects.parquet") -> None:
+        """effects.parquet, or another table of its columns: equal effects give equal bytes."""
         stamp = {"mamba_mi.schema_version": str(SCHEMA_VERSION)}
-        self.write_bytes("effects.parquet", _parquet(in_order(table).replace_schema_metadata(stamp)))
+        self.write_bytes(name, _parquet(in_order(table).replace_schema_metadata(stamp)))
 
     def write_json(self, name: str, obj: object) -> None:
         """A value as JSON every reader takes: NaN and infinity as null, arrays as lists, paths as text."""

@@ -1,10 +1,14 @@
 """Knockout heatmaps: every cell against a whole pass of its own, some against M written out; choosing and averaging by hand."""
+import json
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from oracles import Knock, knocked
 
 from mamba_mi import Knockout, Trace, load
+from mamba_mi.cli import main
 from mamba_mi.config import UserError
 from mamba_mi.data import Batch, Dataset, Pair, Prompt
 from mamba_mi.experiments import Setting, knobs_of
@@ -172,3 +176,27 @@ def test_a_dry_run_counts_every_cell_and_the_layers_its_last_token_passes():
     jobs, token_layers = experiment.cost(Batch(tuple(prompts(2)), "0"))
     assert jobs == 2 * L * 2
     assert token_layers == 2 * (L * 3 + L * (3 + 2))  # the clean run, then the last token alone from each window on
+
+
+def test_a_run_measures_and_draws_the_prompts_that_were_chosen_and_lists_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["launch.py", "experiment=heatmap", "dataset.n=6", "method.prompts=[4,1]", "method.resamples=50",
+                                     "method.metrics=[probability,relative_probability]", f"paths.logs={tmp_path}"])
+    main()
+    folder = next(tmp_path.glob("heatmap/tiny/*/manifest.json")).parent
+    records = json.loads((folder / "prompts.json").read_text())
+    kept = [record for record in records if record["kept"]]
+    assert [record["why"] for record in records].count("not among method.prompts") == 4 and len(kept) == 2
+    table = pq.ParquetFile(folder / "effects.parquet").read().to_pandas()
+    assert set(table.prompt_id) == {record["prompt_id"] for record in kept}
+    assert len(table) == sum(2 * len(record["token_ids"]) * 2 for record in kept) and set(table.window_size) == {5}
+    drawn = {path.name for path in (folder / "figures").glob("*.png")}
+    assert drawn == {"heatmap_mean.png", "heatmap_prompts.png", "heatmap_normalised.png"}
+    assert "there are only 2, which say little about where" in (folder / "report.html").read_text()
+
+
+def test_a_sweep_puts_together_prompts_and_not_their_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["launch.py", "-m", "seed=0,1", "experiment=heatmap", "dataset.n=4", "method.resamples=50",
+                                     "method.metrics=[hit]", f"paths.logs={tmp_path}/logs", f"paths.sweeps={tmp_path}/sweeps"])
+    main()
+    summary = json.loads(next(tmp_path.glob("sweeps/heatmap/*/summary.json")).read_text())
+    assert {row["n"] for row in summary if row["conditions"]["role"] == "last"} == {8}

@@ -19,8 +19,8 @@ def panels(figure):
     return {axes.get_label(): axes for axes in figure.axes}
 
 
-def cell(role, start, mean, p=0.001, conv="scan", span="token", metric=RELATIVE, n=60):
-    return {"conditions": {"role": role, "window_start": start, "window_size": 2, "conv": conv, "span": span},
+def cell(role, start, mean, p=0.001, conv="scan", span="token", metric=RELATIVE, n=60, size=2):
+    return {"conditions": {"role": role, "window_start": start, "window_size": size, "conv": conv, "span": span},
             "metric": metric, "n": n, "n_clusters": n, "mean": mean, "ci_low": mean - 8, "ci_high": mean + 8, "p_adjusted": p}
 
 
@@ -140,9 +140,10 @@ def test_setting_and_caveats_tell_what_the_knobs_do_to_the_result():
         "layers": "windows of 5 layers", "query": "the last token", "metrics": "relative probability, logit difference",
         "blocked": "the slot (conv=scan); the token itself (conv=both)", "prompts": "the 3 of highest probability"}
     assert setting(knobs(), 1)["layers"] == "single layers, for 5 do not fit into this model"
-    told = " ".join(caveats([cell("last", 0, 0.0, n=12)], knobs(best=3), 5, 6))
-    assert "Only 12 prompts" in told and "there are only 2, which" in told and "method.window=2" in told
+    told = " ".join(caveats([cell("last", start, 0.0, n=12, size=5) for start in (0, 1)], knobs(best=3)))
+    assert "Only 12 prompts" in told and "Windows of 5 of 6 layers: there are only 2, which" in told and "method.window=2" in told
     assert "of highest probability" in told and "no logit difference" in told
-    assert "the default, does not fit into 3 layers: windows of 1" in " ".join(caveats([], knobs(), 1, 3))
-    quiet = caveats([cell("last", 0, 0.0), cell("last", 0, 0.0, metric="logit_difference")], knobs(), 5, 48)
-    assert len(quiet) == 3
+    shallow = " ".join(caveats([cell("last", start, 0.0, size=1) for start in range(3)], knobs()))
+    assert "the default, does not fit into 3 layers: windows of 1" in shallow and "there are only" not in shallow
+    deep = [cell("last", start, 0.0, metric=metric, size=5) for start in range(44) for metric in (RELATIVE, "logit_difference")]
+    assert len(caveats(deep, knobs())) == 3 and len(caveats([], knobs())) == 5
