@@ -95,12 +95,12 @@ def test_every_policy_has_a_map_and_the_metric_is_what_the_run_chose(run):
 
 
 SMEARED = [cell("subject_last", 0, -6.0, 0.5), cell("after_subject", 0, -25.0), cell("subject_last", 1, 0.0, 1.0),
-           cell("after_subject", 1, 0.0, 1.0), cell("further", 0, -11.0, 0.2)]
+           cell("after_subject", 1, 0.0, 1.0), cell("further", 0, -11.0, 0.03), cell("bos", 1, -99.0, 0.2)]
 
 
 def test_the_deepest_fall_is_told_with_its_interval_n_and_p():
     told = findings(SMEARED, RELATIVE)
-    assert told[0] == ("Blocking the slot (conv=scan): 1 of 5 cells stand out (max-T). The answer's probability falls the most when "
+    assert told[0] == ("Blocking the slot (conv=scan): 2 of 6 cells stand out (max-T). The answer's probability falls the most when "
                        "the last token cannot read the first token after subject in layers 0–1: −25% [−33, −17], n = 60 prompts, "
                        "p (max-T) = .001.")
 
@@ -126,8 +126,8 @@ def test_of_nothing_it_is_said_that_it_is_nothing():
 
 def test_the_headline_has_every_roles_strongest_window_in_the_texts_order():
     rows = headline(SMEARED, RELATIVE)
-    assert [(row["conditions"]["role"], row["mean"]) for row in rows] == [("subject_last", -6.0), ("after_subject", -25.0),
-                                                                           ("further", -11.0)]
+    assert [(row["conditions"]["role"], row["mean"]) for row in rows] == [("bos", -99.0), ("subject_last", -6.0),
+                                                                           ("after_subject", -25.0), ("further", -11.0)]
 
 
 def knobs(**given):
