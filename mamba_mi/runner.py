@@ -157,6 +157,8 @@ def _carry_out(built: Built, store: Store) -> None:
                     logbook.figure(figure)
             logbook.summary(summary, experiment.headline(summary),
                             {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection, train)})
+            if wrong := experiment.verdict(summary):
+                raise UserError(f"{wrong}; all results are kept, see {store.folder}")
         manifest.record(logbook=logbook.facts)  # again, for it may have met with trouble
     store.tidy()
 
@@ -245,9 +247,9 @@ def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:
                          resamples=getattr(experiment.knobs, "resamples", 2000), seed=built.settings["seed"],
                          family=experiment.family, progress=progress)
     drawn = control_rows(with_draws, experiment.conditions, experiment.normalised, tau) if with_draws else []
-    rows = judge([*rows, *drawn])
+    rows = experiment.completed(judge([*rows, *drawn]), table, selection.items)
     store.write_json("summary.json", [*rows, *drawn])
-    for name, value in experiment.artefacts().items():
+    for name, value in {**experiment.artefacts(), **experiment.tables(table, selection.items)}.items():
         store.write_artefact(name, value)
     return rows
 

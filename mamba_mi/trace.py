@@ -109,6 +109,7 @@ class Trace:
         self.keep = frozenset(Site.of(site) for site in ([keep] if isinstance(keep, str | Site) else keep))
         self.interventions, self.grad = tuple(interventions), grad
         self.counts: Counter[Site] = Counter()
+        self.memory: dict = {}  # what is made once and serves every layer
         self.offset, self._start, self._end = 0, 0, None
         self._pieces: dict[Site, list[Tensor]] = defaultdict(list)
         self._touched: dict[tuple[int, Site], set[int]] = defaultdict(set)

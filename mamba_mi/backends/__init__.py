@@ -3,12 +3,12 @@
     scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True, dt_write=None) -> y_BLHP, h_BHPN
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t,   y_t = C_t . h_t
         `dt_write` (BLH) stands in for dt in the second term alone: a write is changed, what decays is not
-    conv(u_BLC, weight_CK, bias_C, *, tail=None) -> y_BLC, tail_BKC
+    conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> y_BLC, tail_BKC
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs
 
 Mamba-1 is H = E heads of P = 1 with N decays each; Mamba-2 has one decay a head (A_HN with one column).
 `h0` and `tail` may hold fewer rows than the batch: row r then starts from row r % len(h0), so that many jobs on one
-prompt share its state. `keep_h=False` lets a kernel leave the last state out (None). Sums are taken in at least
+prompt share its state. `keep_h=False` and `keep_tail=False` let a kernel leave the last state or tail out (None). Sums are taken in at least
 float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`.
 """
 from __future__ import annotations

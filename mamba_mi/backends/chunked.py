@@ -40,11 +40,9 @@ def _row_groups(v, A, h0, given) -> Iterator[tuple[slice, Tensor | None]]:
     rows, length, inner = len(v), v.shape[1], v.shape[2] * v.shape[3]
     held = inner * (min(length, CHUNK) if A.shape[1] == 1 else 2 * A.shape[1])  # a chunk; or a state and its decay
     size = rows if _needs_grad(given) else max(1, WORK // held)
-    if h0 is not None and size < rows and len(h0) not in (1, rows):
-        h0 = spread(h0, rows)
     for r in range(0, rows, size):
-        part = slice(r, r + size)
-        yield part, h0 if h0 is None or len(h0) == 1 or size >= rows else h0[part]
+        shared = h0 is None or len(h0) == 1 or size >= rows
+        yield slice(r, r + size), h0 if shared else h0[torch.arange(r, min(r + size, rows), device=v.device) % len(h0)]
 
 
 def _needs_grad(given) -> bool:
@@ -58,6 +56,8 @@ def _joined(parts, dim=0):
 def _one_decay(v, dt, w, A_H1, B_BLGN, C_BLGN, h0, keep_h):
     """Mamba-2's dual form, a chunk after another: what one chunk makes stays in cache until it is read."""
     length, ys, h = v.shape[1], [], h0
+    if length == 1 and h0 is not None and not keep_h:
+        return _one_token(v, dt, w, A_H1, B_BLGN, C_BLGN, h0), None
     # an edited dt may be negative, and then what it spans grows
     spanned = _growing if _needs_grad((v, dt, w, A_H1, B_BLGN, C_BLGN, h0)) or bool((dt < 0).any()) else _fading
     for start in range(0, length, CHUNK):
@@ -66,6 +66,14 @@ def _one_decay(v, dt, w, A_H1, B_BLGN, C_BLGN, h0, keep_h):
                       keep_h or start + CHUNK < length, spanned)
         ys.append(y)
     return _joined(ys, 1), h
+
+
+def _one_token(v, dt, w, A_H1, B_BLGN, C_BLGN, h):
+    """A token that goes on from a state: exp(dt A) C h + (C B) dt v."""
+    groups = B_BLGN.shape[2]
+    own = (C_BLGN * B_BLGN).sum(-1, keepdim=True) * w.unflatten(2, (groups, -1))  # B 1 G R
+    before = _read(C_BLGN.transpose(1, 2), h) * torch.exp(dt * A_H1[:, 0]).unflatten(2, (groups, -1))[..., None]
+    return torch.addcmul(before, v.unflatten(2, (groups, -1)), own[..., None]).flatten(2, 3)
 
 
 def _chunk(v, dt, w, A_H1, B_BTGN, C_BTGN, h, keep_h, spanned):
@@ -123,12 +131,24 @@ def _many_decays(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
     heads, width, groups = *v.shape[2:], B_BLGN.shape[2]
     x_BLE = (v * w[..., None]).flatten(2)
     dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.repeat_interleave(width, dim=0).T.contiguous()
+    if v.shape[1] == 1 and h0 is not None and not keep_h:
+        return _one_token_of_many(x_BLE, dt_BLE, A_NE, B_BLGN, C_BLGN, _to_NE(h0)).unflatten(2, (heads, width)), None
     h_BNE = v.new_zeros(len(v), *A_NE.shape) if h0 is None else spread(_to_NE(h0), len(v)).clone()
     ys, hs = zip(*(_one_group(*each) for each in zip(
         x_BLE.chunk(groups, 2), dt_BLE.chunk(groups, 2), A_NE.chunk(groups, 1), B_BLGN.unbind(2), C_BLGN.unbind(2),
         h_BNE.chunk(groups, 2))))
     y, h = _joined(ys, 2), _joined(hs, 2)
     return y.unflatten(2, (heads, width)), h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+
+
+def _one_token_of_many(x_B1E, dt_B1E, A_NE, B_B1GN, C_B1GN, h_bNE):
+    """A token that goes on from a state which rows may share: C (exp(dt A) h) + (C B) x; the state after it is not made."""
+    left_BNE = torch.mul(dt_B1E, A_NE).exp()
+    left_BNE = (left_BNE.unflatten(0, (-1, len(h_bNE))) * h_bNE).flatten(0, 1)
+    groups = B_B1GN.shape[2]
+    before = [C_B1N[:, None] @ left for C_B1N, left in zip(C_B1GN[:, 0].unbind(1), left_BNE.chunk(groups, 2))]
+    own_B1E = (C_B1GN * B_B1GN).sum(-1).repeat_interleave(x_B1E.shape[2] // groups, dim=2)
+    return torch.addcmul(_joined(before, 2), own_B1E, x_B1E)
 
 
 def _one_group(x_BLE, dt_BLE, A_NE, B_BLN, C_BLN, h_BNE):
@@ -154,30 +174,35 @@ def _to_NE(h_BHPN):
     return h_BHPN.permute(0, 3, 1, 2).flatten(2)
 
 
-def conv(u_BLC, weight_CK, bias_C, *, tail=None) -> tuple[Tensor, Tensor]:
+def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor, Tensor | None]:
     """The causal depthwise convolution as shifted sums: faster on CPU than a grouped conv1d."""
     length, width = u_BLC.shape[1], weight_CK.shape[1]
     tail = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
     add = _added if _needs_grad((u_BLC, weight_CK, bias_C, tail)) else _added_in_place
-    tail, tap_KC = spread(tail, len(u_BLC)), weight_CK.T.contiguous()
+    tap_KC = weight_CK.T.contiguous()
     y = add(torch.addcmul(bias_C, u_BLC, tap_KC[width - 1]), u_BLC, tap_KC, tail)
+    if not keep_tail:
+        return y, None
     last = max(length - width + 1, 0)
-    return y, torch.cat([tail, u_BLC[:, last:]], dim=1)[:, length - last:]
+    return y, torch.cat([spread(tail, len(u_BLC)), u_BLC[:, last:]], dim=1)[:, length - last:]
 
 
 def _added(y, u_BLC, tap_KC, tail):
     """The earlier taps added to y, from one tensor of all inputs: what gradients go back through fastest."""
-    u = torch.cat([tail, u_BLC], dim=1)
+    u = torch.cat([spread(tail, len(y)), u_BLC], dim=1)
     for k in range(len(tap_KC) - 1):
         y = torch.addcmul(y, u[:, k:k + y.shape[1]], tap_KC[k])
     return y
 
 
 def _added_in_place(y, u_BLC, tap_KC, tail):
-    """The earlier taps added to y, which is ours until it is returned, without a copy of the inputs."""
+    """The earlier taps added to y, which is ours until it is returned, without a copy of the inputs. What they read of a
+    tail that many rows share is summed once."""
     length, width = y.shape[1], len(tap_KC)
+    before = tail.new_zeros(len(tail), min(length, width - 1), tail.shape[2])
     for k in range(width - 1):
         back = width - 1 - k  # how many tokens before its own this tap reads
         y[:, back:].addcmul_(u_BLC[:, :max(length - back, 0)], tap_KC[k])
-        y[:, :back].addcmul_(tail[:, k:k + length], tap_KC[k])
+        before[:, :back].addcmul_(tail[:, k:k + length], tap_KC[k])
+    y.unflatten(0, (-1, len(tail)))[:, :, :before.shape[1]] += before
     return y

@@ -45,7 +45,7 @@ def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, dt_write: Ten
     return torch.stack(ys, dim=1).to(v_BLHP.dtype), h
 
 
-def conv(u_BLC, weight_CK, bias_C, *, tail=None) -> tuple[Tensor, Tensor]:
+def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor, Tensor]:
     """The causal depthwise convolution, one token after another."""
     width = weight_CK.shape[1]
     tail = u_BLC.new_zeros(len(u_BLC), width - 1, u_BLC.shape[2]) if tail is None else spread(tail, len(u_BLC))

@@ -3,7 +3,7 @@
 The published file says prompt = relation_prefix + subject + relation_suffix, and keeps a "{}" at the head
 of the suffix where the subject opens the sentence (four prompts in five). A subject inside a sentence and
 every target bring their leading space. 324 prompts occur more than once, mostly with another target each
-time: the first is used.
+time: the first is used, unless `repeats` asks for them all.
 """
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Knobs:
     revision: str | None = None
     n: int | None = 200
     only_correct: bool = True
+    repeats: bool = False
     bos: bool = False
 
 
@@ -44,6 +45,7 @@ class _Fact(NamedTuple):
     subject: tuple[int, int]  # characters, with the leading space
     cluster: str
     template: str
+    source: dict
 
 
 def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
@@ -57,7 +59,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     ids = [f"cf-{row:05d}" for row in range(len(records))]
     seen: set[str] = set()
     texts = [str(record.get("prompt") or "") for record in records]
-    facts, dropped = sift(ids, texts, zip(ids, records, strict=True), lambda item: _fact(*item, seen))
+    facts, dropped = sift(ids, texts, zip(ids, records, strict=True), lambda item: _fact(*item, set() if knobs.repeats else seen))
     prompts, more = _prompts(facts, tokenizer, knobs.bos)
     dropped = tuple(sorted([*dropped, *more], key=lambda d: d.prompt_id))
     return Dataset("counterfact", tuple(shuffled(prompts, seed, "counterfact")), digest, dropped=dropped)
@@ -76,7 +78,8 @@ def _fact(prompt_id: str, record: dict, seen: set[str]) -> _Fact:
     template = f"{text_of(record, 'relation_id')}: {prefix}{space}{{}}{suffix}"
     span = len(prefix), len(prefix) + len(subject)
     wrong = str(record.get("target_false") or "")
-    return _Fact(prompt_id, text, following(text, target), wrong and following(text, wrong), span, subject.strip(), template)
+    return _Fact(prompt_id, text, following(text, target), wrong and following(text, wrong), span, subject.strip(), template,
+                 record)
 
 
 def _prompts(facts: Sequence[_Fact], tokenizer, bos: bool) -> tuple[list[Prompt], list[Dropped]]:
@@ -92,13 +95,14 @@ def _prompts(facts: Sequence[_Fact], tokenizer, bos: bool) -> tuple[list[Prompt]
         check_known(target, tokenizer, "the target")
         spans = {"subject": token_span(tokens.offsets, *fact.subject)}
         return prompt(fact.prompt_id, fact.text, tokens.ids, fact.target, target, spans,
-                      bos=before, cluster=fact.cluster, template=fact.template, wrong_id=wrong[0] if wrong else None)
+                      bos=before, cluster=fact.cluster, template=fact.template, wrong_id=wrong[0] if wrong else None,
+                      source=fact.source)
 
     return sift([fact.prompt_id for fact in facts], texts, zip(facts, encoded, target_ids, wrong_ids, strict=True), make)
 
 
 def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
-    """The train split and the sha256 of what is used of it: equal contents, equal fingerprints."""
+    """The train split and the sha256 of its records: equal contents, equal fingerprints."""
     how = (f"download it with `hf download {hub} --repo-type dataset --local-dir FOLDER` and give "
            "dataset.path=FILE, the parquet file in it")
     try:
@@ -112,5 +116,5 @@ def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
     except (OSError, ValueError, DatasetsError) as e:  # ConnectionError and FileNotFoundError are OSErrors
         raise UserError(f"dataset.hub={hub}: not to be had ({type(e).__name__}) and dataset.path is not set; "
                         f"where there is a network, {how}") from None
-    records = table.select_columns([c for c in (*COLUMNS, "target_false") if c in table.column_names]).to_list()
+    records = table.to_list()
     return records, hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Texts to tokens: prompts with the characters each token came from, targets as they follow their prompt."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mamba_mi.config import UserError
@@ -95,10 +95,11 @@ def check_known(ids: Sequence[int], tokenizer, what: str) -> None:
 
 def prompt(prompt_id: str, text: str, ids: Sequence[int], target: str, target_ids: Sequence[int],
            spans: dict[str, tuple[int, int]], *, bos: Sequence[int], cluster: str, template: str,
-           wrong_id: int | None = None) -> Prompt:
+           wrong_id: int | None = None, source: Mapping | None = None) -> Prompt:
     """The Prompt, its spans moved behind `bos`."""
     moved = {name: (start + len(bos), end + len(bos)) for name, (start, end) in spans.items()}
     if bos:
         moved = {"bos": (0, len(bos)), **moved}
     return Prompt(prompt_id, text, (*bos, *ids), target, target_ids[0], moved, tuple(target_ids),
-                  cluster=cluster, template=template, wrong_id=None if wrong_id == target_ids[0] else wrong_id)
+                  cluster=cluster, template=template, wrong_id=None if wrong_id == target_ids[0] else wrong_id,
+                  source=source or {})

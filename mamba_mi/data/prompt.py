@@ -4,7 +4,7 @@ Shape legend: B prompts, L tokens.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,6 +16,7 @@ class Prompt:
     `target_id` is the first token of the target as it follows the text; `target_ids` are all of them.
     `cluster` is what the statistics resample together (the subject), `template` what the two sides of a pair share.
     `wrong_id` is the first token of a wrong answer to compare the right one with, where the data set names one.
+    `source` is the record it was made of, for whoever writes the data set down again.
     """
 
     prompt_id: str
@@ -28,6 +29,7 @@ class Prompt:
     cluster: str = ""
     template: str = ""
     wrong_id: int | None = None
+    source: Mapping = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layout(self) -> tuple:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from mamba_mi.config import UserError, did_you_mean, typed
 from mamba_mi.data import Batch, Dataset, Pair, batches
 from mamba_mi.interventions import Ledger
+from mamba_mi.report.words import Columns
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,14 @@ class Experiment:
         """Tensors (safetensors) and JSON values worth keeping beside the effects, by file name without suffix."""
         return {}
 
+    def tables(self, effects: pa.Table, items) -> dict:
+        """More of these, made of all effects and the items they are of; a pyarrow table becomes a parquet file."""
+        return {}
+
+    def completed(self, rows: list[dict], effects: pa.Table, items) -> list[dict]:
+        """The summary's rows, with numbers of the experiment's own put into them."""
+        return rows
+
     def headline(self, summary: list[dict]) -> list[dict]:
         """The few rows of the summary that answer the question."""
         return summary[:12]
@@ -121,6 +130,14 @@ class Experiment:
     def caveats(self, summary: list[dict]) -> list[str]:
         """What a reader must know before believing the result."""
         return []
+
+    def listings(self, run) -> list[tuple[str, Columns]]:
+        """More tables of the report, each under a title, from the run's files (report.tables.RunTables)."""
+        return []
+
+    def verdict(self, summary: list[dict]) -> str:
+        """What the experiment asserts and the result contradicts, in a line: the run then fails, its results kept."""
+        return ""
 
 
 def names() -> tuple[str, ...]:

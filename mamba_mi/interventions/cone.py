@@ -3,13 +3,14 @@
 An edit at (layer, position) changes later layers at positions >= it, nothing else. So jobs that start at one position
 share the clean state before it, the clean run is the batch's first job, and each job joins at its first layer by
 taking over the clean residual stream. Positions are visited in order: the clean state advances once and only the
-current one is held. A knockout's queries read a scan without sources that may lie before: what the knocked layers
-took in there is held too. Exact: the same numbers as one full forward a job, to rounding.
+current one is held. A knockout's sources may lie before its first query: what the knocked layers took in there is
+held too, and a job still runs from its query on. Exact: the same numbers as one full forward a job, to rounding.
 
 Shape legend: S jobs (intervention sets), B prompts, L length, D width, K positions read, V padded vocabulary.
 """
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from mamba_mi.trace import BLIND, KNOCKOUT, NeverReached, Site, Trace
 
 Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
 MEMORY = 1 << 30  # bytes of activations a chunk of jobs may take
+READ = 1 << 22  # logits made at once
 
 
 @dataclass
@@ -69,7 +71,7 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
         if position > reached:
             past, reached = lm.through(embedded_BLD[:, reached:position], trace=prefix, past=past)[1], position
         numbers = sorted(groups[position], key=lambda n: (_first_layer(lm, sets[n]), n))
-        size = _jobs_at_once(lm, embedded_BLD, position, [sets[n] for n in numbers], tail or 1, memory)
+        size = _jobs_at_once(lm, embedded_BLD, position, [sets[n] for n in numbers], memory)
         while numbers:
             chunk = numbers[:size]
             try:
@@ -110,10 +112,13 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, le
     resid = torch.cat([resid] + [resid[:rows]] * (len(sets) - joined))
     trace.active = len(sets)
     # only what is read is unembedded: its place in the pass is kept for edits at final_norm
-    logits = lm.unembed(resid[:, -tail:], trace.last_only(tail), only_BX)
+    x = lm.normed(resid[:, -tail:], trace.last_only(tail))
     trace.close()
     ledger.edits.update(trace.fired)
-    values = read(logits.unflatten(0, (1 + len(sets), rows)))
+    # some jobs at a time, so that their logits are read while they are in cache
+    size = max(1, READ // (rows * tail * lm.config.padded_vocab))
+    parts = (lm.logits(part, only_BX).unflatten(0, (-1, rows)) for part in x.split(size * rows))
+    values = torch.cat([read(logits_SBKV) for logits_SBKV in parts])
     return values[1:], values[0]
 
 
@@ -128,6 +133,9 @@ class _Jobs(Trace):
         self.fired: Counter[str] = Counter()
         self._met: dict[tuple[int, int, Site], set[int]] = {}
         self._jobs: dict[Site, list[tuple[int, int, object]]] = defaultdict(list)
+        self._masks: dict[tuple, tuple] = {}
+        before = any(i.reads_from(end) < offset for s in sets for i in s if isinstance(i, Knockout))
+        self._start_of_masks = 0 if before else offset
         self._all = [(j, k, i) for j, interventions in enumerate(sets) for k, i in enumerate(interventions)]
         for j, k, intervention in self._all:
             for site in intervention.sites:
@@ -164,14 +172,20 @@ class _Jobs(Trace):
 
     def knockouts(self, layer, rows):
         site, found = Site(layer, KNOCKOUT), defaultdict(list)
-        jobs = self._jobs.get(site, ())
-        # where a source lies before the pass, masks and the scan without it start with the prompt
-        start = 0 if any(k.reads_from(self._end) < self.offset for *_, k in jobs) else self.offset
-        for j, k, knockout in jobs:
-            self._met[j, k, site] |= knockout.touches(0, self._end, self._end)
+        for j, k, knockout in self._jobs.get(site, ()):
+            touched, here = self._here(knockout)
+            self._met[j, k, site] |= touched
             self.fired[KNOCKOUT] += 1
-            found[j + 1].append(knockout.here(self.rows, start, self._end, True))
+            found[j + 1].append(here)
         return list(found.items())
+
+    def _here(self, knockout) -> tuple[set, tuple]:
+        """What a knockout touches, and its masks: made once for all layers and jobs that have its like. Over the whole
+        prompt where some knockout's source lies before the pass."""
+        if (known := self._masks.get(knockout.alike)) is None:
+            known = (knockout.touches(0, self._end, self._end), knockout.here(self.rows, self._start_of_masks, self._end, True))
+            self._masks[knockout.alike] = known
+        return known
 
     def before(self, layer):
         return [self.prefix.kept(Site(layer, name)) for name in BEFORE]
@@ -195,7 +209,8 @@ def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> Trace:
     """
     layers = {site.layer for interventions in sets for i in interventions for site in i.sites if site.name == KNOCKOUT}
     rows, length, _ = embedded_BLD.shape
-    fits = 4 * 4 * lm.config.d_inner * rows * length * len(layers) <= memory
+    widths = sum(math.prod(lm.widths[name]) for name in BEFORE)
+    fits = 4 * widths * rows * length * len(layers) <= memory
     return Trace(keep=[Site(layer, name) for layer in layers for name in BEFORE]) if layers and fits else BLIND
 
 
@@ -219,7 +234,7 @@ def _first_layer(lm, interventions) -> int:
     return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
 
 
-def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, tail: int, memory: int) -> int:
+def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, memory: int) -> int:
     """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
     c, (prompts, whole, _) = lm.config, embedded_BLD.shape
     length = whole - position
@@ -229,5 +244,5 @@ def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, tail: int, memory
         mixing += 2 * c.d_inner * c.d_state  # the token loop holds every write
     knocked = [Counter(site for i in interventions for site in i.sites if site.name == KNOCKOUT) for interventions in sets]
     again = max((count for sites in knocked for count in sites.values()), default=0)  # scans beside the first, a layer
-    row = (length + again * whole) * (inner + mixing) * 4 + 3 * tail * c.padded_vocab * 4
+    row = (1 + again) * length * (inner + mixing) * 4
     return max(1, memory // (row * prompts) - 1)

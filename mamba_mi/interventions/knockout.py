@@ -61,6 +61,12 @@ class Knockout:
     def sites(self) -> tuple[Site, ...]:
         return tuple(Site(layer, KNOCKOUT) for layer in self.layers)
 
+    @property
+    def alike(self) -> tuple:
+        """What two knockouts share that do the same, whatever their layers; two masks are the same if they are one."""
+        return tuple(id(x) if isinstance(x, Tensor) else x for x in (
+            self.queries, self.sources, self.conv, self.span, self.heads, self.query_conv, self.channels))
+
     def first(self, length: int) -> int:
         """The first position it can change, in a prompt of `length` tokens."""
         return min(_positions(self.queries, length))

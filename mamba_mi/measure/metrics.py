@@ -16,7 +16,10 @@ def logit_difference(logits_BV: Tensor, right_B: Tensor, wrong_B: Tensor) -> Ten
 
 def log_probability(logits_BV: Tensor, target_B: Tensor) -> Tensor:
     """log softmax at the target, natural."""
-    return _at(_wide(logits_BV).log_softmax(dim=-1), target_B)
+    wide_BV = _wide(logits_BV)
+    # from the largest logit, not from 0: in float32 the log of a probability near 1 would drown in the logits' rounding
+    largest_B1 = wide_BV.amax(dim=-1, keepdim=True)
+    return _at(wide_BV, target_B) - largest_B1[:, 0] - (wide_BV - largest_B1).exp().sum(dim=-1).log()
 
 
 def probability(logits_BV: Tensor, target_B: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from mamba_mi.config import stream
 from mamba_mi.measure.bootstrap import Interval, bca, cluster_sums
+from mamba_mi.measure.effects import PREDICTION
 from mamba_mi.measure.stats import FlipTest, benjamini_hochberg, cohen_d_z, sign_flip
 
 
@@ -84,6 +85,7 @@ def families(effects: pa.Table, clusters: Mapping[str, str], conditions: Sequenc
              normalised: Mapping[str, str], family: Sequence[str]) -> list[Family]:
     """The maps of a table of effects, as `summarise` takes them apart."""
     _check(effects, clusters, conditions, normalised)
+    effects = effects.filter(pc.not_equal(effects["metric"], PREDICTION))
     return list(_families(effects, clusters, conditions, normalised, tuple(n for n in family if n in conditions)))
 
 

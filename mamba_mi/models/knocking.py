@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from mamba_mi.backends import reference
+from mamba_mi.backends.reference import spread
 from mamba_mi.config import UserError
+from mamba_mi.models.prefix import Loss, loss, lost, lost_states
 from mamba_mi.trace import Site
 
-BEFORE = ("in_proj", "conv", "dt")  # sites from which a second scan can be made
+BEFORE = ("in_proj", "dt")  # of a prefix: what its writes can be made from again
 
 
 class Selected(NamedTuple):
@@ -31,60 +33,98 @@ class Selected(NamedTuple):
 
 class Removal(NamedTuple):
     """Queries, and what is removed for them: slots of the scan, tokens of the conv, tokens of all conv taps but the
-    last; `own_B11` says whether the queries' own C and D-skip are made without the tokens too."""
+    last; `own` says whether the queries' own C and D-skip are made without the tokens too. `loss` is what is removed
+    before the pass; `inside` says whether anything within it is made differently."""
 
     queries_BLH: Tensor
     slots_BL: Tensor
     tokens_BL: Tensor
     sides_BL: Tensor
-    own_B11: Tensor
+    tail_tokens_BK: Tensor
+    tail_sides_BK: Tensor
+    own: bool
+    loss: Loss | None
+    inside: bool
 
 
 def knock_out(mixer, trace, y_BLHP: Tensor, u_BLC: Tensor, selected: Selected, A_HN: Tensor, past) -> Tensor:
     """`y_BLHP` (with the D-skip in it) after this layer's knockouts; `u_BLC` is what the conv took in."""
-    here = [(block, removal) for block, knockouts in trace.knockouts(mixer.layer, len(y_BLHP))
-            for removal in _removals(knockouts, mixer.config)]
+    found = trace.knockouts(mixer.layer, len(y_BLHP))
+    here = [(block, removal) for block, knockouts in found
+            for removal in _remembered(trace, knockouts, y_BLHP.shape[1], mixer.config)]
     if not here:
         return y_BLHP
-    blocks = [block for block, _ in here]
-    removal = Removal(*(torch.cat(parts).to(y_BLHP.device) for parts in zip(*(removal for _, removal in here), strict=True)))
-    if trace.grad:
-        _refuse_two_gradients(mixer, trace, removal)
-    size = len(removal.queries_BLH) // len(blocks)
-    row_R = torch.cat([torch.arange(block * size, (block + 1) * size) for block in blocks])
-    u_RLC, clean, length = u_BLC[row_R], Selected(*(x[row_R] for x in selected)), y_BLHP.shape[1]
-    if removal.slots_BL.shape[1] > length:  # a source lies before the pass, and the trace holds what was taken in there
-        again_RLHP = _scan_again(mixer, trace, blocks, removal, *_whole(mixer, trace, row_R, u_RLC, clean), A_HN, None, 0)
-    else:
-        past = None if past is None else type(past)(*(_starts(x, row_R) for x in past))
-        again_RLHP = _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past, trace.offset)
-    queries_RLH = removal.queries_BLH[:, -length:]
-    at = queries_RLH.nonzero(as_tuple=True)
-    at = at if queries_RLH.shape[2] > 1 else at[:2]
-    return y_BLHP.index_put((row_R.to(y_BLHP.device)[at[0]], *at[1:]), again_RLHP[:, -length:][at])
+    # edits on what the scan writes act on the state itself: there the second scan starts from the state without the loss
+    watched = any(trace.edits(Site(mixer.layer, name)) for name in ("write", "state"))
+    loud = [(block, removal) for block, removal in here if watched or removal.inside]
+    quiet = [(block, removal) for block, removal in here if not (watched or removal.inside)]
+    for group, again in ((quiet, None), (loud, _scanned_again)):
+        if group:
+            y_BLHP = _replaced(mixer, trace, group, again, watched, y_BLHP, u_BLC, selected, A_HN, past)
+    return y_BLHP
 
 
-def _whole(mixer, trace, row_R, u_RLC, clean) -> tuple[Tensor, Selected]:
-    """The conv's input and the scan's of the whole prompt: of a prefix that all rows share, then of this pass."""
-    u_BLC, conv_BLC, dt_BLH = trace.before(mixer.layer)
-    prefix, at_R = mixer.select(lambda name, x: x, conv_BLC, dt_BLH), row_R % len(u_BLC)
-    joined = [torch.cat([first[at_R], then], dim=1) for first, then in zip((u_BLC, *prefix), (u_RLC, *clean), strict=True)]
-    return joined[0], Selected(*joined[1:])
+def _replaced(mixer, trace, here, again, watched, y_BLHP, u_BLC, selected, A_HN, past) -> Tensor:
+    """y with the queries of some blocks' removals put in; `again` scans their rows a second time."""
+    blocks, removals = zip(*here, strict=True)
+    device, size = y_BLHP.device, len(removals[0].queries_BLH)
+    row_R = (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten().to(device)
+    losses = _by_loss(removals, size, device)
+    y_RLHP, dt_RLH, C_RLGN = y_BLHP[row_R], selected.dt_BLH[row_R], selected.C_BLGN[row_R]
+    if again:
+        if trace.grad:
+            _refuse_two_gradients(mixer, trace, removals)
+        past = past and type(past)(*(_starts(x, row_R.cpu()) for x in past))
+        if watched and losses:
+            gone_RHPN = lost_states(mixer, trace.before(mixer.layer), losses, len(row_R), A_HN)
+            past = past._replace(h_BHPN=spread(past.h_BHPN, len(row_R)) - gone_RHPN)
+            losses = []
+        clean = Selected(*(x[row_R] for x in selected))
+        y_RLHP, C_RLGN = again(mixer, trace, blocks, removals, u_BLC[row_R], clean, A_HN, past)
+    if losses:
+        y_RLHP = y_RLHP - lost(mixer, trace.before(mixer.layer), losses, C_RLGN, dt_RLH, A_HN).to(y_RLHP.dtype)
+    heads = max(removal.queries_BLH.shape[2] for removal in removals)
+    queries_RLH1 = torch.cat([removal.queries_BLH.expand(-1, -1, heads) for removal in removals])[..., None].to(device)
+    if len(set(blocks)) == len(blocks):
+        # in place where it may be: y is this layer's own until it is handed on
+        put = y_BLHP.index_copy if y_BLHP.requires_grad or y_RLHP.requires_grad else y_BLHP.index_copy_
+        return put(0, row_R, y_RLHP if queries_RLH1.all() else torch.where(queries_RLH1, y_RLHP, y_BLHP[row_R]))
+    at = queries_RLH1[..., 0].nonzero(as_tuple=True)
+    at = at if queries_RLH1.shape[2] > 1 else at[:2]
+    return y_BLHP.index_put((row_R[at[0]], *at[1:]), y_RLHP[at])
 
 
-def _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past, start: int) -> Tensor:
-    """The scan and the D-skip with the sources removed: what is written changes, what decays does not."""
+def _by_loss(removals: Sequence[Removal], size: int, device) -> list[tuple[Loss, Tensor]]:
+    """Each distinct loss with the rows that have it."""
+    rows: dict[int, tuple[Loss, list[int]]] = {}
+    for number, removal in enumerate(removals):
+        if removal.loss is not None:
+            rows.setdefault(id(removal.loss), (removal.loss, []))[1].append(number)
+    each_B = torch.arange(size)
+    return [(each, (torch.tensor(numbers)[:, None] * size + each_B).flatten().to(device)) for each, numbers in rows.values()]
+
+
+def _scanned_again(mixer, trace, blocks, removals, u_RLC, clean, A_HN, past) -> tuple[Tensor, Tensor]:
+    """The scan and the D-skip with the sources of the pass removed (what is written changes, what decays does not), and
+    the C it was read by."""
+    start = trace.offset
+
     def again(name, x, at=start):
         return trace.again(Site(mixer.layer, name), x, blocks, at)
 
+    slots_RL, tokens_RL, sides_RL, tail_tokens_RK, tail_sides_RK = (
+        torch.cat(masks).to(u_RLC.device) for masks in zip(*(removal[1:6] for removal in removals), strict=True))
     made = clean
-    tokens_RL, sides_RL = removal.tokens_BL, removal.sides_BL
-    if (tokens_RL | sides_RL).any():
+    if (tokens_RL | sides_RL).any() or (tail_tokens_RK | tail_sides_RK).any():
+        if past is not None:
+            past = past._replace(tail_BKC=spread(past.tail_BKC, len(u_RLC)).masked_fill(
+                (tail_tokens_RK | tail_sides_RK)[..., None], 0))
         c_RLC, _ = mixer.convolve(u_RLC.masked_fill((tokens_RL | sides_RL)[..., None], 0), past,
                                   own_BLC=u_RLC.masked_fill(~sides_RL[..., None], 0))
         made = mixer.select(again, again("conv", c_RLC), clean.dt_BLH)
-    slots_RL11 = removal.slots_BL[..., None, None]
-    own_R111 = removal.own_B11[..., None]
+    slots_RL11 = slots_RL[..., None, None]
+    own_R111 = torch.tensor([removal.own for removal in removals for _ in range(len(removal.queries_BLH))],
+                            device=u_RLC.device)[:, None, None, None]
     C_RLGN, skip_RLHP = (torch.where(own_R111, new, old) for new, old in (
         (made.C_BLGN, clean.C_BLGN), (made.v_BLHP, clean.v_BLHP)))
     how = {} if made.dt_BLH is clean.dt_BLH else {"dt_write": made.dt_BLH}
@@ -96,7 +136,7 @@ def _scan_again(mixer, trace, blocks, removal, u_RLC, clean, A_HN, past, start: 
             on_state=lambda t, h: again("state", h, start + t))
     else:
         y_RLHP, _ = mixer.backend.scan(*args, h0=h0, keep_h=False, **how)
-    return mixer.skip(y_RLHP, skip_RLHP)
+    return mixer.skip(y_RLHP, skip_RLHP), C_RLGN
 
 
 def _starts(x: Tensor, row_R: Tensor) -> Tensor:
@@ -105,10 +145,18 @@ def _starts(x: Tensor, row_R: Tensor) -> Tensor:
     return x if torch.equal(at_R, torch.arange(len(at_R)) % len(x)) else x[at_R]
 
 
-def _removals(knockouts: Sequence[tuple], config) -> list[Removal]:
+def _remembered(trace, knockouts: Sequence[tuple], length: int, config) -> list[Removal]:
+    """`_removals`, made once for all the layers that have these knockouts."""
+    key = trace.offset, *(id(knockout) for *_, knockout in knockouts)
+    if key not in trace.memory:
+        trace.memory[key] = _removals(trace, knockouts, length, config)
+    return trace.memory[key]
+
+
+def _removals(trace, knockouts: Sequence[tuple], length: int, config) -> list[Removal]:
     """One for each distinct set of sources that some query of a block loses; a query of several loses all theirs."""
     by_head = any(knockout.heads or knockout.channels for *_, knockout in knockouts)
-    acting_KBLH = torch.stack([queries_BL[..., None] & _heads(knockout, config, by_head)
+    acting_KBLH = torch.stack([queries_BL[:, -length:, None] & _heads(knockout, config, by_head)
                                for queries_BL, _, knockout in knockouts])
     patterns_XK = torch.unique(acting_KBLH.flatten(1), dim=1).T if len(knockouts) > 1 else torch.ones(1, 1, dtype=torch.bool)
     found: dict[tuple, Removal] = {}
@@ -116,17 +164,31 @@ def _removals(knockouts: Sequence[tuple], config) -> list[Removal]:
         queries_BLH = (acting_KBLH == pattern_K[:, None, None, None]).all(dim=0)
         if not pattern_K.any() or not queries_BLH.any():
             continue
-        removal = _together([k for k, acts in zip(knockouts, pattern_K, strict=True) if acts], queries_BLH, config.d_conv)
-        key = tuple(x.numpy().tobytes() for x in removal[1:])
+        acting = [k for k, acts in zip(knockouts, pattern_K, strict=True) if acts]
+        *gone, own = _together(acting, config.d_conv)
+        key = own, *(mask_BT.numpy().tobytes() for mask_BT in gone)
         if key in found:
-            removal = removal._replace(queries_BLH=found[key].queries_BLH | queries_BLH)
-        found[key] = removal
+            found[key] = found[key]._replace(queries_BLH=found[key].queries_BLH | queries_BLH)
+        else:
+            found[key] = _removal(trace, queries_BLH, gone, own, length, config.d_conv)
     return list(found.values())
 
 
-def _together(knockouts, queries_BLH, width: int) -> Removal:
-    """The union of what knockouts remove from the same queries."""
-    gone = {conv: torch.zeros(queries_BLH.shape[:2], dtype=torch.bool) for conv in ("scan", "both", "conv")}
+def _removal(trace, queries_BLH, gone, own: bool, length: int, width: int) -> Removal:
+    """A removal over the whole prompt cut at the pass's start; equal losses are one, so that their rows go together."""
+    before = gone[0].shape[1] - length
+    first = [mask_BT[:, :before] for mask_BT in gone]
+    key = "loss", *(mask_BT.numpy().tobytes() for mask_BT in first)
+    if key not in trace.memory:
+        trace.memory[key] = loss(*first, width) if before else None
+    tails = [torch.nn.functional.pad(mask_BT, (width - 1, 0))[:, before:before + width - 1] for mask_BT in gone[1:]]
+    masks = [*(mask_BT[:, before:] for mask_BT in gone), *tails]
+    return Removal(queries_BLH, *masks, own, trace.memory[key], own or any(bool(mask.any()) for mask in masks))
+
+
+def _together(knockouts, width: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """The union of what knockouts remove from the same queries: slots, tokens, sides; and whether from the queries too."""
+    gone = {conv: torch.zeros_like(knockouts[0][1]) for conv in ("scan", "both", "conv")}
     for _, sources_BL, knockout in knockouts:
         wide_BL = sources_BL.clone()
         for lag in range(1, width if knockout.span == "token+conv" else 1):
@@ -136,8 +198,7 @@ def _together(knockouts, queries_BLH, width: int) -> Removal:
     if len(own) > 1:
         raise UserError("two knockouts take tokens out of the conv for the same query, one with query_conv and one without: "
                         "give both the same")
-    own_B11 = torch.full((len(queries_BLH), 1, 1), True in own)
-    return Removal(queries_BLH, gone["scan"], gone["both"], gone["conv"] & ~gone["both"], own_B11)
+    return gone["scan"], gone["both"], gone["conv"] & ~gone["both"], True in own
 
 
 def _heads(knockout, config, by_head: bool) -> Tensor:
@@ -156,10 +217,11 @@ def _heads(knockout, config, by_head: bool) -> Tensor:
     return mask_H
 
 
-def _refuse_two_gradients(mixer, trace, removal) -> None:
+def _refuse_two_gradients(mixer, trace, removals) -> None:
     names = ["write", "state"]
-    if (removal.tokens_BL | removal.sides_BL).any():
-        names += ["conv", "B"] + ["C"] * bool(removal.own_B11.any()) + ["dt"] * (mixer.config.variant == "mamba1")
+    if any((removal.tokens_BL | removal.sides_BL).any() for removal in removals):
+        names += ["conv", "B"] + ["C"] * any(removal.own for removal in removals)
+        names += ["dt"] * (mixer.config.variant == "mamba1")
     if kept := [str(site) for site in trace.keep if site.layer == mixer.layer and site.name in names]:
         raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {mixer.layer}: the value is made "
                         "twice there, with and without the sources; keep in_proj, scan_out or another layer's site")

@@ -124,20 +124,25 @@ class LM(nn.Module):
             states.append(state)
         return resid_BLD, Past(offset + resid_BLD.shape[1], tuple(states), first) if keep else None
 
-    def unembed(self, resid_BLD: Tensor, trace=BLIND, only_BX: Tensor | None = None) -> Tensor:
-        """Logits of whatever positions are given; padded vocabulary rows are -inf. With `only_BX` those of a few tokens
-        alone, row r's being `only_BX[r % len(only_BX)]`."""
-        x_BLD = trace(Site(-1, "final_norm"), self.norm_f(resid_BLD).to(self.dtype))
+    def unembed(self, resid_BLD: Tensor, trace=BLIND) -> Tensor:
+        """Logits of whatever positions are given; padded vocabulary rows are -inf."""
+        return self.logits(self.normed(resid_BLD, trace))
+
+    def normed(self, resid_BLD: Tensor, trace=BLIND) -> Tensor:
+        """What the head reads."""
+        return trace(Site(-1, "final_norm"), self.norm_f(resid_BLD).to(self.dtype))
+
+    def logits(self, x_BLD: Tensor, only_BX: Tensor | None = None) -> Tensor:
+        """What the head makes of it, in at least float32; with `only_BX` of a few tokens alone, row r's being
+        `only_BX[r % len(only_BX)]`."""
         head_VD = self.embedding.weight if self.lm_head is None else self.lm_head.weight
         if only_BX is not None:
             few_BXD = head_VD[only_BX.to(self.device)]
             few_BXD = few_BXD.repeat(len(x_BLD) // len(few_BXD), 1, 1)
             return (x_BLD @ few_BXD.transpose(1, 2)).to(self.norm_f.weight.dtype)
         logits_BLV = (x_BLD @ head_VD.T).to(self.norm_f.weight.dtype)
-        if self.config.padded_vocab == self.config.vocab_size:
-            return logits_BLV
-        padding = torch.arange(self.config.padded_vocab, device=logits_BLV.device) >= self.config.vocab_size
-        return logits_BLV.masked_fill(padding, -torch.inf)
+        logits_BLV[..., self.config.vocab_size:] = -torch.inf  # in place: it is ours until it is returned, and large
+        return logits_BLV
 
     def reader(self, site: Site) -> Tensor | None:
         """The linear map that reads a site next, out by width; None where what follows is not linear.

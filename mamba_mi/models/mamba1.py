@@ -73,7 +73,7 @@ class Block(Mixer):
         n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
         u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
         u_BLE, z_BLE = at("in_proj", u_BLE), at("gate", z_BLE)
-        v_BLE, tail = self.convolve(u_BLE, past)
+        v_BLE, tail = self.convolve(u_BLE, past, keep=keep)
         selected = self.select(at, at("conv", v_BLE))
         y_BLEP, h = self.mix(trace, u_BLE, selected, -self.A_log.exp(), past, keep)
         y_BLE = at("scan_out", y_BLEP[..., 0])

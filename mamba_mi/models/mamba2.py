@@ -81,7 +81,7 @@ class Block(Mixer):
         n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
         z_BLE, xBC_BLC, dt_BLH = self.in_proj(n_BLD).split([E, E + 2 * GN, H], dim=-1)
         xBC_BLC, z_BLE = at("in_proj", xBC_BLC), at("gate", z_BLE)
-        conv_BLC, tail = self.convolve(xBC_BLC, past)
+        conv_BLC, tail = self.convolve(xBC_BLC, past, keep=keep)
         conv_BLC = at("conv", conv_BLC)
         dt_BLH = F.softplus(dt_BLH.to(self.dt_bias.dtype) + self.dt_bias)
         dt_BLH = at("dt", dt_BLH.clamp(*config.dt_limit) if config.dt_limit != (0.0, math.inf) else dt_BLH)

@@ -58,10 +58,11 @@ class Mixer(nn.Module):
         # the norm's scale is one number a token: it changes no direction
         return self.in_proj.weight * self.norm.weight if name == "resid" else None
 
-    def convolve(self, u_BLC: Tensor, past: State | None, own_BLC: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The conv after its SiLU, and its last inputs; `own_BLC` comes in by the current token's tap alone."""
+    def convolve(self, u_BLC: Tensor, past: State | None, own_BLC: Tensor | None = None, keep: bool = False):
+        """The conv after its SiLU, and its last inputs (None unless `keep`); `own_BLC` comes in by the current token's
+        tap alone."""
         tail = None if past is None else past.tail_BKC
-        c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail)
+        c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, keep_tail=keep)
         if own_BLC is not None:
             c_BLC = torch.addcmul(c_BLC, own_BLC, self.conv1d.weight[:, 0, -1])
         return F.silu(c_BLC, inplace=not c_BLC.requires_grad), tail

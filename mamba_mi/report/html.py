@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mamba_mi.config import UserError
-from mamba_mi.report.words import columns
+from mamba_mi.report.words import Columns, columns
 
 
 class JobLine(NamedTuple):
@@ -30,7 +30,8 @@ class JobLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says. `findings` is the result in words, a sentence each; only a sweep has `jobs`.
+    """What a report says. `findings` is the result in words, a sentence each; only a sweep has `jobs`; `listings`
+    are more tables, each under its title.
 
     `table` holds the headline rows of the summary, `complete` all of them, folded away. `figures` are PNG
     paths with captions. `selection` counts prompts by their fate: {"used": 200, "answered wrongly": 41}.
@@ -49,6 +50,7 @@ class Page:
     selection: dict[str, int] = field(default_factory=dict)
     complete: list[dict] = field(default_factory=list)
     jobs: list[JobLine] = field(default_factory=list)
+    listings: list[tuple[str, Columns]] = field(default_factory=list)
 
 
 def render(page: Page) -> str:

@@ -33,6 +33,7 @@ def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[st
         manifest=tables.manifest,
         selection=selected,
         complete=tables.summary,
+        listings=experiment.listings(tables),
     )
     return render(page), [path for path, _ in drawn]
 

@@ -9,6 +9,8 @@ MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"
 HEADLINE = "normalised_logit_difference"  # of patching: figures and sentences are about it
 ALPHA = 0.05
+TINY = 5e-4  # a mean whose interval ends are all smaller is written with a power of ten
+FINE = ("sd", "min", "max", "largest", "tolerance")
 DIRECTIONS = {"denoising": "Sufficiency", "noising": "Necessity"}
 SITES = {"embed": "embedding", "resid": "residual stream", "normed": "normed input", "in_proj": "input projection", "gate": "gate",
          "conv": "conv output", "dt": "Δ (dt)", "B": "B", "C": "C", "write": "state write", "state": "state",
@@ -20,7 +22,7 @@ ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subjec
          "further": "further tokens", "other": "other tokens", "relation": "relation",
          "between": "between", "last": "last token"}
 HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
-            "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "control_p": "p (control)",
+            "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)", "control_p": "p (control)",
             "control_p_covariance": "p (covariance)", "control_p_rescaled": "p (rescaled)", "control_mean": "control mean",
             "control_low": "2.5%", "control_high": "97.5%", "control_match": "match"}
 
@@ -32,6 +34,13 @@ def number(x: float | None, decimals: int = 2) -> str:
     decimals = max(0, decimals - (abs(x) >= 10) - (abs(x) >= 100))
     text = f"{x:.{decimals}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def fine(x: float | None) -> str:
+    """`3.1e−09`, `0.042`, `0`: two figures at least, however small."""
+    if x is None or math.isnan(x) or x == 0 or abs(x) >= 1e-3:
+        return "0" if x == 0 else number(x, 3)
+    return f"{x:.1e}".replace("-", MINUS)
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -50,6 +59,13 @@ def share(row) -> str:
     """A row's mean and interval: `0.83 [0.79, 0.86]`."""
     ends = "" if row["ci_low"] is None else f" [{number(row['ci_low'])}, {number(row['ci_high'])}]"
     return f"{number(row['mean'])}{ends}"
+
+
+def estimate(mean: float, low: float | None, high: float | None, decimals: int = 2) -> str:
+    """A mean and its interval; with powers of ten where all would be 0.000."""
+    tiny = 0 < max(abs(x) for x in (mean, low, high) if x is not None) < TINY
+    say = fine if tiny else lambda x: number(x, decimals)
+    return say(mean) + ("" if low is None else f" [{say(low)}, {say(high)}]")
 
 
 def p_value(p: float | None) -> str:
@@ -154,8 +170,9 @@ def _text(key: str, row: dict) -> str:
     if key in NAMES:
         return NAMES[key](value)
     if key == "mean":
-        low, high = row.get("ci_low"), row.get("ci_high")
-        return number(value, 3) + ("" if low is None else f" [{number(low, 3)}, {number(high, 3)}]")
+        return estimate(value, row.get("ci_low"), row.get("ci_high"), 3)
+    if key in FINE:
+        return fine(value)
     if key == "p" or key.startswith(("p_", "control_p")):
         return p_value(value)
     return number(value) if isinstance(value, float) else str(value)

@@ -89,7 +89,9 @@ class Store:
         files.write_json(self.folder / name, obj)
 
     def write_artefact(self, name: str, value: object) -> None:
-        """artifacts/<name>.safetensors for a mapping of tensors, artifacts/<name>.json for anything else."""
+        """artifacts/<name>.safetensors for a mapping of tensors, .parquet for a table, .json for anything else."""
+        if isinstance(value, pa.Table):
+            return self.write_bytes(f"artifacts/{name}.parquet", _parquet(value))
         tensors = isinstance(value, dict) and value and all(hasattr(x, "storage") for x in value.values())
         if not tensors:
             return self.write_json(f"artifacts/{name}.json", value)

@@ -2,7 +2,7 @@
 import pytest
 
 TYPOS = [  # words of the command, what the line must hold
-    ("experiment=patchign", ["experiment=patchign", "causal_tracing, heatmap, patching, subspace, train", "did you mean 'patching'?"]),
+    ("experiment=patchign", ["experiment=patchign", "causal_tracing, compare_paths, construct, heatmap, patching, subspace, train", "did you mean 'patching'?"]),
     ("modle=tiny", ["modle", "backend, cone, dataset", "did you mean 'model'?"]),
     ("model=mamba2-1.3", ["mamba2-780m", "did you mean 'mamba2-1.3b'?"]),
     ("debug=slow", ["debug=slow", "there is fast"]),

@@ -137,3 +137,11 @@ def parameters(cfg) -> int:
 def named(model: str) -> float:
     size = model.split("-")[1]
     return float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]]
+
+
+@pytest.mark.parametrize("experiment", ["construct", "compare_paths"])
+def test_both_paths_are_run_on_every_record(compose, experiment):
+    chosen = compose(f"experiment={experiment}", "model=mamba2-1.3b").dataset
+    assert (chosen.name, chosen.n, chosen.only_correct, chosen.repeats) == ("counterfact", None, False, True)
+    assert compose(f"experiment={experiment}", "model=mamba2-1.3b", "dataset.repeats=false").dataset.repeats is False
+    assert compose("model=mamba2-1.3b").dataset.repeats is False

@@ -135,6 +135,15 @@ def test_records_that_cannot_be_used_are_dropped_with_their_reason(read):
     json.dumps([d.text for d in dataset.dropped], ensure_ascii=False).encode()
 
 
+def test_repeats_keeps_every_record_under_its_own_id(read):
+    again = [*RECORDS[:2], {**RECORDS[1], "target_true": " Korean"}, RECORDS[1]]
+    dataset = read(again, repeats=True)
+    prompts = sorted(dataset.prompts, key=lambda p: p.prompt_id)
+    assert [p.prompt_id for p in prompts] == [f"cf-{i:05d}" for i in range(4)] and not dataset.dropped
+    assert [p.target for p in prompts[1:]] == [" German", " Korean", " German"]
+    assert [p.source for p in prompts] == again
+
+
 def test_text_outside_a_word_vocabulary_is_no_prompt(read):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -239,6 +248,7 @@ def test_the_published_file_with_the_published_tokenizer(published, real_counter
         assert prompt.spans["subject"] == byte_span(neox, prompt.token_ids, prompt.text, start, end), prompt
         assert prompt.target == row["target_true"]
         assert prompt.text == row["prompt"]
+        assert prompt.source == row
     for prompt in random.Random(0).sample(dataset.prompts, 300):
         assert neox.decode([*prompt.token_ids, *prompt.target_ids]) == prompt.text + prompt.target
     lengths = [len(p.token_ids) for p in dataset.prompts]

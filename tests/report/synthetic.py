@@ -137,8 +137,29 @@ def training_curve(steps=2400, every=10) -> list[dict]:
              "tokens_per_second": 7800 + random.normal() * 250} for s in at]
 
 
-def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, measured=None) -> Path:
-    """A run's folder as `runs` leaves it, with effects where `measured` brings them, its prompts and their tokens."""
+def paths_summary(tolerance=1e-4) -> list[dict]:
+    """Rows of compare_paths that its figure reads."""
+    return [{"conditions": {"path": path}, **_numbers(0.0, 0.01), "metric": metric, "n": 80,
+             **({"tolerance": tolerance} if tolerance else {})}
+            for path in ("ordinary", "attention") for metric in ("probability", "max_probability")]
+
+
+def paths_effects(scale=1e-7, n=80) -> pa.Table:
+    """Effects of two paths whose probabilities differ by about `scale`: those of the answer upwards, of the first choice
+    downwards, and every fourth not at all."""
+    random, parts = np.random.default_rng(2), []
+    for metric, sign in (("probability", 1), ("max_probability", -1)):
+        one = random.beta(2, 1, n) * 0.9 + 0.05
+        other = one + sign * scale * np.abs(random.normal(size=n)) * (np.arange(n) % 4 > 0)
+        for path, value, baseline in (("ordinary", one, 0 * one), ("attention", other, one)):
+            parts.append(effects({"prompt_id": [f"p{i:03d}" for i in range(n)], "path": [path] * n, "metric": [metric] * n,
+                                  "value": value, "baseline": baseline}))
+    return pa.concat_tables(parts)
+
+
+def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, prompts=None,
+              tokens=None) -> Path:
+    """A run's folder as `runs` leaves it; without effects and tokens unless given."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model": {"name": model}, "dataset": {"name": dataset, "n": 200, "only_correct": True},
               "method": {"name": "patching", "lr": 0.004}, "seed": 0, "device": "cpu", "dtype": "float32"}
@@ -146,13 +167,14 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
     manifest = {"status": "done", "run_id": "3f9c2a7e", "seed": 0, "git": "1e236f3", "backend": "chunked",
                 "versions": {"torch": "2.13.0", "python": "3.11"}, "bit_reproducible": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    prompts = [{"prompt_id": str(i), "text": PROMPT, "kept": i < 3, "why": ""} for i in range(4)]
-    (folder / "prompts.json").write_text(json.dumps(measured["prompts"] if measured else prompts))
+    prompts = prompts or [{"prompt_id": str(i), "text": PROMPT, "kept": i < 3, "why": ""} for i in range(4)]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "artifacts").mkdir(exist_ok=True)
-    if measured is not None:
-        pq.write_table(measured["effects"], folder / "effects.parquet")
-        (folder / "artifacts" / "tokens.json").write_text(json.dumps(measured["tokens"]))
+    if effects is not None:
+        pq.write_table(effects, folder / "effects.parquet")
+    if tokens is not None:
+        (folder / "artifacts" / "tokens.json").write_text(json.dumps(tokens))
     if curve is not None:
         (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
     return folder

@@ -17,6 +17,8 @@ from .synthetic import (
     heatmap_measured,
     heatmap_summary,
     patching_summary,
+    paths_effects,
+    paths_summary,
     subspace_summary,
     training_curve,
     training_summary,
@@ -42,10 +44,12 @@ def changed(rows, change):
 
 
 def test_every_name_of_the_catalogue_draws(run):
-    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "heatmap_mean": heatmap_summary()}
+    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary(),
+           "heatmap_mean": heatmap_summary()}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
-        figure, caption = draw(name, run(summary, curve=training_curve(), measured=heatmap_measured())[1])
+        kept = heatmap_measured() if name.startswith("heatmap") else {"effects": paths_effects()}
+        figure, caption = draw(name, run(summary, curve=training_curve(), **kept)[1])
         assert figure.axes and len(caption) > 40
 
 
@@ -161,6 +165,7 @@ HEATMAPS = {"heatmaps": heatmap_measured(), "heatmaps, 48 layers": heatmap_measu
 MAPS = ("patching_map", "patching_curves")
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
+         "paths": (paths_summary, ("paths_violins",)),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
          **{kind: (lambda kind=kind: heatmap_summary(HEATMAPS[kind]), tuple(n for n in CATALOGUE if n.startswith("heatmap")))
@@ -175,7 +180,8 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 @pytest.mark.parametrize("kind", DRAWN)
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
-    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), measured=HEATMAPS.get(kind))[1]
+    kept = HEATMAPS.get(kind, {"effects": paths_effects()})
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), **kept)[1]
     for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)
@@ -253,3 +259,39 @@ def test_the_heads_figure_colours_the_one_head_that_matters(run):
     figure, _ = draw("patching_heads", run(heads_summary())[1])
     values = panels(figure)["noising state last"].collections[0].get_array().reshape(6, 8)
     assert np.argwhere(values > 0.5).tolist() == [[3, 5]]
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-2])
+def test_violins_of_differences_are_where_the_differences_are(run, scale):
+    effects = paths_effects(scale)
+    axes = panels(draw("paths_violins", run(paths_summary(), effects=effects)[1])[0])["differences"]
+    frame = effects.to_pandas().query("path == 'attention'")
+    up, down = (np.log10(abs(x[x != 0])) for x in ((frame.value - frame.baseline)[frame.metric == m]
+                                                   for m in ("probability", "max_probability")))
+    (right, left), low, high = axes.collections, *axes.get_ylim()
+    for half, sizes, middle, side in ((right, up, 0, 1), (left, down, 1, -1)):
+        box = half.get_paths()[0].get_extents()
+        assert (box.x0, box.x1)[side < 0] == middle and (box.x1 - middle if side > 0 else middle - box.x0) == pytest.approx(0.4)
+        slack = 3.1 * (high - low) / 60  # two bins of smoothing and one of the histogram
+        assert box.y0 <= sizes.min() < box.y0 + slack and box.y1 - slack < sizes.max() <= box.y1
+    assert sum("20 exactly 0" in text.get_text() for text in axes.texts) == 2
+    assert low < np.log10(1e-4) < high  # the tolerance is in the picture
+
+
+def test_violins_of_probabilities_end_where_probabilities_do(run):
+    axes = panels(draw("paths_violins", run(paths_summary(), effects=paths_effects())[1])[0])["probabilities"]
+    boxes = [collection.get_paths()[0].get_extents() for collection in axes.collections]
+    assert len(boxes) == 4 and all(0 <= box.y0 and box.y1 <= 1 for box in boxes)
+    assert axes.get_ylim() == (0, 1)
+
+
+def test_paths_that_agree_to_the_bit_are_drawn_as_such(run):
+    figure, caption = draw("paths_violins", run(paths_summary(None), effects=paths_effects(0.0))[1])
+    axes = panels(figure)["differences"]
+    assert not axes.collections and sum("80 exactly 0" in text.get_text() for text in axes.texts) == 2
+    assert "tolerance" not in caption
+
+
+def test_violins_without_effects_raise(run):
+    with pytest.raises(UserError, match="effects.parquet"):
+        draw("paths_violins", run(paths_summary())[1])

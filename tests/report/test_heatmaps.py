@@ -27,7 +27,7 @@ def cell(role, start, mean, p=0.001, conv="scan", span="token", metric=RELATIVE,
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_map_of_a_prompt_is_its_effects_token_by_window(run, normalised):
     measured = heatmap_measured(prompts=3)
-    figure, caption = draw("heatmap_normalised" if normalised else "heatmap_prompts", run(heatmap_summary(), measured=measured)[1])
+    figure, caption = draw("heatmap_normalised" if normalised else "heatmap_prompts", run(heatmap_summary(), **measured)[1])
     rows = measured["effects"].to_pandas()
     rows = rows[rows.prompt_id == NAME.format(1)]
     want = np.full((9, 5), np.nan)
@@ -44,7 +44,7 @@ def test_the_map_of_a_prompt_is_its_effects_token_by_window(run, normalised):
 
 
 def test_the_published_colours_are_purple_where_the_answer_is_gone(run):
-    axes = panels(draw("heatmap_prompts", run(heatmap_summary(), measured=heatmap_measured())[1])[0])[f"{NAME.format(0)} scan token"]
+    axes = panels(draw("heatmap_prompts", run(heatmap_summary(), **heatmap_measured())[1])[0])[f"{NAME.format(0)} scan token"]
     mesh = axes.collections[0]
     assert mesh.get_cmap().name == "Purples_r" and mesh.norm.vmin == 0
     colour = mesh.cmap(mesh.norm(mesh.get_array()))
@@ -52,7 +52,7 @@ def test_the_published_colours_are_purple_where_the_answer_is_gone(run):
 
 
 def test_more_prompts_than_fit_are_had_by_name(run):
-    folder, tables = run(heatmap_summary(), measured=heatmap_measured(prompts=8))
+    folder, tables = run(heatmap_summary(), **heatmap_measured(prompts=8))
     figure, caption = draw("heatmap_prompts", tables)
     assert [name for name in panels(figure) if name.startswith("instr")] == [f"{NAME.format(i)} scan token" for i in range(6)]
     assert "the first 6 of 8 prompts: mamba_mi.prompt_heatmap(" in caption
@@ -66,7 +66,7 @@ def test_a_hole_in_a_prompts_map_raises(run):
     measured = heatmap_measured(prompts=2)
     measured["effects"] = measured["effects"].slice(1)
     with pytest.raises(UserError, match="44 of the 45 cells of prompt instrument-0-Anouk-Solstad"):
-        draw("heatmap_prompts", run(heatmap_summary(), measured=measured)[1])
+        draw("heatmap_prompts", run(heatmap_summary(), **measured)[1])
 
 
 def test_the_mean_map_is_the_summary_by_role_and_window_hatched_where_nothing_stands_out(run):

@@ -251,3 +251,12 @@ def test_every_refusal_of_the_system_says_what_to_do(number):
         raise OSError(number, os.strerror(number), "here")
     said = str(refused.value)
     assert os.strerror(number) in said and "paths.logs=" in said and "\n" not in said
+
+
+def test_a_table_is_kept_as_parquet_and_equal_tables_are_equal_bytes(tmp_path):
+    table = pa.table({"text": ["a", None, "大"], "hit": [True, False, None], "p": [0.25, 1e-30, 1.0]})
+    with Store(tmp_path) as store:
+        for name in ("one", "two"):
+            store.write_artefact(name, pa.table(table.to_pydict()))
+    one, two = ((tmp_path / "artifacts" / f"{name}.parquet") for name in ("one", "two"))
+    assert pq.read_table(one).equals(table) and one.read_bytes() == two.read_bytes()

@@ -18,6 +18,7 @@ from mamba_mi.report.figures.patching_curves import patching_curves
 from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
 from mamba_mi.report.figures.patching_subspace import patching_subspace
+from mamba_mi.report.figures.paths_violins import paths_violins
 from mamba_mi.report.figures.style import STYLE
 from mamba_mi.report.figures.training import training_curve, training_recall
 from mamba_mi.report.tables import RunTables
@@ -39,6 +40,7 @@ CATALOGUE = {
     "heatmap_mean": Figure("position role x window of layers knocked out, the mean over prompts", heatmap_mean),
     "heatmap_prompts": Figure("token x window of layers knocked out, the answer's probability prompt by prompt", heatmap_prompts),
     "heatmap_normalised": Figure("the same in % of each prompt's clean probability", heatmap_normalised),
+    "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
     "training_recall": Figure("right answers on each task", training_recall),
 }
