@@ -16,6 +16,8 @@ _HOMES = {
     "evaluate": "mamba_mi.interventions",
     "Prompt": "mamba_mi.data", "Pair": "mamba_mi.data", "Batch": "mamba_mi.data",
     "attention": "mamba_mi.measure.attention",
+    "attention_map": "mamba_mi.report.figures.attention",
+    "prompt_heatmap": "mamba_mi.report.figures.knockout_heatmap_prompts",
     "Experiment": "mamba_mi.experiments",
     "UserError": "mamba_mi.config",
 }

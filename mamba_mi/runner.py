@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mamba_mi import data, experiments, models, references
 from mamba_mi.config import UserError
-from mamba_mi.data import Dataset, Pair
+from mamba_mi.data import Dataset, Dropped, Pair
 from mamba_mi.experiments import Experiment, Setting
 from mamba_mi.measure.controls import control_rows, judge, parted
 from mamba_mi.measure.selection import Selection, select
@@ -209,10 +209,20 @@ def _select(built: Built) -> tuple[Selection, Selection]:
     if dataset is None:
         return nothing, nothing
     if not experiment.train_size:
-        return nothing, _chosen(built, dataset, built.settings["dataset"]["n"], "choosing prompts")
+        return nothing, _measured(built, dataset)
     to_fit, to_measure = data.divide(dataset, built.settings["seed"])
     return (_chosen(built, to_fit, experiment.train_size, "prompts to fit on"),
-            _chosen(built, to_measure, built.settings["dataset"]["n"], "choosing prompts"))
+            _measured(built, to_measure))
+
+
+def _measured(built: Built, dataset: Dataset) -> Selection:
+    """The selected items that the experiment measures; the others are dropped for its reason."""
+    selection = _chosen(built, dataset, built.settings["dataset"]["n"], "choosing prompts")
+    items, why = built.experiment.choose(selection.items)
+    measured = set(items)
+    prompts = [item.clean if isinstance(item, Pair) else item for item in selection.items if item not in measured]
+    return replace(selection, items=tuple(items),
+                   dropped=(*selection.dropped, *(Dropped(p.prompt_id, p.text, why) for p in prompts)))
 
 
 def _chosen(built: Built, dataset: Dataset, n: int | None, what: str) -> Selection:
@@ -296,6 +306,6 @@ def _show(experiment: Experiment, folder: Path) -> None:
         if rows:
             console.print(tables.result_table(rows, experiment.question))
         for sentence in experiment.findings(run_tables.summary):
-            console.print(f"• {sentence}", highlight=False)
+            console.print(f"• {sentence}", highlight=False, markup=False)
     made = folder / ("summary.json" if experiment.summary_only else "report.html")
     console.print(f"{made.stem}: {made}", soft_wrap=True, highlight=False)

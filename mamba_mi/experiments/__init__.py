@@ -4,7 +4,7 @@ Everything else (keeping, resuming, statistics, figures, reports) is written onc
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -84,6 +84,10 @@ class Experiment:
     def name(self) -> str:
         """The registry's key: the name of the file the experiment is in."""
         return type(self).__module__.rpartition(".")[2]
+
+    def choose(self, items) -> tuple[Sequence, str]:
+        """Which of the selected items are measured, in the order that figures show them, and why the others are not."""
+        return items, ""
 
     def batches(self, items) -> list[Batch]:
         """The batches `step` will see; of one layout each, by the knob `batch`."""

@@ -28,7 +28,7 @@ def attention(lm, prompt: str | Prompt | Tensor, layer: int, rows: Sequence[int]
     Mamba-2 has a map a head. Mamba-1 has one a channel: without `channels` they are taken together, H = 1, by their
     signed mean or by their root mean square ("norm"), a few at a time. Only the layers up to this one are run.
     """
-    tokens_BL = _tokens(lm, prompt)
+    tokens_BL = tokens_of(lm, prompt)
     layer = int(picked([layer], lm.config.n_layer, "layer"))
     _check(lm, heads, channels, over_channels)
     sites = [Site(layer, name) for name in ("dt", "B", "C")]
@@ -54,7 +54,8 @@ def _together(args, rows, how) -> Tensor:
     return total / channels if how == "mean" else (total / channels).sqrt()
 
 
-def _tokens(lm, prompt) -> Tensor:
+def tokens_of(lm, prompt: str | Prompt | Tensor) -> Tensor:
+    """tokens_BL of a text, a Prompt, or of themselves."""
     if isinstance(prompt, Tensor):
         return prompt
     if isinstance(prompt, Prompt):

@@ -17,7 +17,9 @@ SITES = {"embed": "embedding", "resid": "residual stream", "normed": "normed inp
          "scan_out": "scan output", "gated": "gated output", "out": "mixer output", "resid_out": "residual stream after",
          "final_norm": "final norm"}
 ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subject",
-         "subject_last": "last subject token", "relation": "relation",
+         "subject_first": "first subject token", "subject_middle": "middle subject tokens",
+         "subject_last": "last subject token", "after_subject": "first token after subject",
+         "further": "further tokens", "other": "other tokens", "relation": "relation",
          "between": "between", "last": "last token"}
 HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
             "window_size": "window", "window_start": "start", "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)",

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from mamba_mi.data.alignment import aligned
+from mamba_mi.experiments.heatmap import Heatmap, mean_by_role
 from mamba_mi.measure.effects import effects
+from mamba_mi.measure.summary import summarise
 
 METRICS = ("normalised_logit_difference", "probability")
 SITES = ("resid", "out", "scan_out")
@@ -83,6 +87,35 @@ def _numbers(mean: float, half: float | None) -> dict:
             "effect_size": None, "p": None, "p_adjusted": 0.001 if mean > 0.3 else 0.9, "control_p": None, "excluded": 0}
 
 
+def heatmap_measured(layers=6, tokens=9, prompts=8, window=2, policies=(("scan", "token"),), spans=None) -> dict:
+    """What a heatmap run keeps of its prompts: one token read in the upper half of the layers, and nothing else."""
+    spans = {"bos": (0, 1), "subject": (2, 4)} if spans is None else spans
+    ids = [f"instrument-{i}-Anouk-Solstad" for i in range(prompts)]
+    roles, random = aligned(tokens, spans), np.random.default_rng(0)
+    cells = list(product(range(prompts), policies, range(tokens), range(layers - window + 1)))
+    p0 = random.uniform(0.2, 1.0, prompts)
+    p = [p0[i] * (1 - 0.9 * (t == 3 and w > layers // 2)) * random.uniform(0.97, 1) for i, _, t, w in cells]
+    kept = {"prompt_id": [ids[i] for i, *_ in cells], "position": [t for *_, t, _ in cells],
+            "role": [roles[t] for *_, t, _ in cells], "source": "token", "conv": [c for _, (c, _), *_ in cells],
+            "span": [s for _, (_, s), *_ in cells], "window_start": [w for *_, w in cells], "window_size": window,
+            "metric": "probability", "value": p, "baseline": [p0[i] for i, *_ in cells]}
+    kept = {name: [x] * len(cells) if isinstance(x, str | int) else x for name, x in kept.items()}
+    words = ["<bos>", "the", " Anouk", "##stad", " plays", " profession", "$5", " \n", " on", " longest-token-of-all", " the"]
+    records = [{"prompt_id": i, "text": PROMPT, "kept": True, "why": None, "spans": spans, "target": " trumpet"} for i in ids]
+    return {"effects": effects(kept), "prompts": records, "tokens": {i: [words[t % 11] for t in range(tokens)] for i in ids}}
+
+
+def heatmap_summary(measured: dict | None = None) -> list[dict]:
+    """The summary of that run, in % of the clean probability."""
+    table = mean_by_role((measured or heatmap_measured())["effects"])
+    change = pc.multiply(100, pc.divide(table["value"], table["baseline"]))
+    for name, column in (("value", change), ("baseline", pa.array([100.0] * len(table))),
+                         ("metric", pa.array(["relative_probability"] * len(table)))):
+        table = table.set_column(table.column_names.index(name), name, column)
+    return summarise(table, {i: i for i in table["prompt_id"].to_pylist()}, Heatmap.conditions, normalised={}, tau=0.0,
+                     resamples=200, seed=0, family=Heatmap.family)
+
+
 def training_summary() -> list[dict]:
     tasks = {"recall_train": (1.0, 512), "recall_held_out": (0.981, 479), "two_hop_train": (1.0, 200),
              "two_hop_held_out": (0.567, 90), "mqar_4": (1.0, 400), "mqar_8": (0.99, 400),
@@ -147,8 +180,9 @@ def comparison(off: float = 0.0) -> dict:
             "items": [*items, {**items[-2], **mean}]}
 
 
-def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, compared=None) -> Path:
-    """A run's folder as `runs` leaves it; without effects unless given."""
+def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, compared=None,
+              prompts=None, tokens=None) -> Path:
+    """A run's folder as `runs` leaves it; without effects and tokens unless given."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model": {"name": model}, "dataset": {"name": dataset, "n": 200, "only_correct": True},
               "method": {"name": "patching", "lr": 0.004}, "seed": 0, "device": "cpu", "dtype": "float32"}
@@ -156,12 +190,14 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
     manifest = {"status": "done", "run_id": "3f9c2a7e", "seed": 0, "git": "1e236f3", "backend": "chunked",
                 "versions": {"torch": "2.13.0", "python": "3.11"}, "bit_reproducible": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    prompts = [{"prompt_id": str(i), "text": PROMPT, "kept": i < 3, "why": ""} for i in range(4)]
+    prompts = prompts or [{"prompt_id": str(i), "text": PROMPT, "kept": i < 3, "why": ""} for i in range(4)]
     (folder / "prompts.json").write_text(json.dumps(prompts))
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "artifacts").mkdir(exist_ok=True)
     if effects is not None:
         pq.write_table(effects, folder / "effects.parquet")
+    if tokens is not None:
+        (folder / "artifacts" / "tokens.json").write_text(json.dumps(tokens))
     if curve is not None:
         (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
     if compared is not None:

@@ -15,6 +15,8 @@ from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 from .synthetic import (
     comparison,
     heads_summary,
+    heatmap_measured,
+    heatmap_summary,
     patching_summary,
     paths_effects,
     paths_summary,
@@ -45,11 +47,12 @@ def changed(rows, change):
 
 def test_every_name_of_the_catalogue_draws(run):
     own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary(),
+           "heatmap_mean": heatmap_summary(),
            **dict.fromkeys((name for name in CATALOGUE if name.startswith("info_flow")), flow_summary(timescales=("all", "slow")))}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
-        effects = paths_effects() if name == "paths_violins" else None
-        figure, caption = draw(name, run(summary, curve=training_curve(), effects=effects, compared=comparison())[1])
+        kept = heatmap_measured() if name.startswith("heatmap") else {"effects": paths_effects()} if name == "paths_violins" else {}
+        figure, caption = draw(name, run(summary, curve=training_curve(), compared=comparison(), **kept)[1])
         assert figure.axes and len(caption) > 40
 
 
@@ -168,6 +171,11 @@ def shown(figure):
     return [text.get_text() for text in texts], np.array([text.get_window_extent().extents for text in texts])
 
 
+HEATMAPS = {"heatmaps": heatmap_measured(), "heatmaps, 48 layers": heatmap_measured(48, 20, 7, window=5),
+            "heatmaps, one window and prompt": heatmap_measured(6, 9, 1, window=6),
+            "heatmaps, single layers, no subject": heatmap_measured(12, 5, 2, window=1, spans={}),
+            "heatmaps, three policies": heatmap_measured(6, 9, 3, policies=(("scan", "token"), ("both", "token"),
+                                                                            ("scan", "token+conv")))}
 MAPS = ("patching_map", "patching_curves")
 FLOW = ("info_flow", "info_flow_bands", "info_flow_smear", "info_flow_splits", "info_flow_timescales")
 SPANS = ("none", "last", "random", "beyond_conv", "key", "key+1", "value", "value+1")
@@ -180,6 +188,8 @@ DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEA
          "flow": (lambda: flow_summary(timescales=("all", "slow", "mid", "fast")), FLOW),
          "flow, 48 layers": (lambda: flow_summary(48, (9, 15), timescales=("all", "slow")), FLOW),
          "flow of spans": (lambda: flow_summary(sources=SPANS, splits=("all",)), FLOW[:3]),
+         **{kind: (lambda kind=kind: heatmap_summary(HEATMAPS[kind]), tuple(n for n in CATALOGUE if n.startswith("heatmap")))
+            for kind in HEATMAPS},
          "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
 
 
@@ -190,8 +200,8 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 @pytest.mark.parametrize("kind", DRAWN)
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
-    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), compared=comparison(0.1),
-                 effects=paths_effects() if kind == "paths" else None)[1]
+    kept = HEATMAPS.get(kind, {"effects": paths_effects()} if kind == "paths" else {})
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), compared=comparison(0.1), **kept)[1]
     for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)

@@ -15,6 +15,8 @@ from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.report.figures.info_flow import info_flow
 from mamba_mi.report.figures.info_flow_bands import info_flow_bands, info_flow_splits, info_flow_timescales
 from mamba_mi.report.figures.info_flow_smear import info_flow_smear
+from mamba_mi.report.figures.knockout_heatmap import heatmap_mean
+from mamba_mi.report.figures.knockout_heatmap_prompts import heatmap_normalised, heatmap_prompts
 from mamba_mi.report.figures.patching_curves import patching_curves
 from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
@@ -39,6 +41,9 @@ CATALOGUE = {
     "patching_curves": Figure("the effect over layers for each position role", patching_curves),
     "patching_heads": Figure("layer x head, a panel a site and position role", patching_heads),
     "patching_subspace": Figure("a fitted subspace over layers beside random ones", patching_subspace),
+    "heatmap_mean": Figure("position role x window of layers knocked out, the mean over prompts", heatmap_mean),
+    "heatmap_prompts": Figure("token x window of layers knocked out, the answer's probability prompt by prompt", heatmap_prompts),
+    "heatmap_normalised": Figure("the same in % of each prompt's clean probability", heatmap_normalised),
     "info_flow": Figure("hit rate and change of p over windows, a curve a source", info_flow),
     "info_flow_bands": Figure("change of p with intervals, a panel a conv policy", info_flow_bands),
     "info_flow_smear": Figure("one source under every conv policy, beside random tokens", info_flow_smear),
