@@ -12,6 +12,8 @@ from typing import NamedTuple
 from mamba_mi.config import UserError
 from mamba_mi.report.words import Columns, columns
 
+MOST = 3000  # rows of a table
+
 
 class JobLine(NamedTuple):
     """One job of a sweep: `status` as recorded, `said` in words, `link` the relative address of its report or ""."""
@@ -58,10 +60,18 @@ def render(page: Page) -> str:
     return _template().render(
         page=page,
         table=columns(page.table),
-        complete=columns(page.complete),
+        complete=columns(_listed(page)),
         figures=[(_inline(path), caption) for path, caption in page.figures],
         manifest=json.dumps(page.manifest, indent=2, ensure_ascii=False),
     )
+
+
+def _listed(page: Page) -> Sequence[dict]:
+    """All rows, or where a browser would choke on them those of the table's metric, at most MOST."""
+    if len(page.complete) <= MOST:
+        return page.complete
+    metric = page.table[0]["metric"] if page.table else page.complete[0]["metric"]
+    return [row for row in page.complete if row["metric"] == metric][:MOST]
 
 
 def write(page: Page, path: str | Path) -> Path:

@@ -103,3 +103,12 @@ def test_a_figure_that_is_no_png_raises(tmp_path, name):
     (tmp_path / "figure.svg").write_text("<svg/>")
     with pytest.raises(UserError, match=f"{name}: .*existing .png"):
         render(page([], [(tmp_path / name, "caption")]))
+
+
+def test_of_very_many_rows_those_of_the_tables_metric_are_shown_and_the_rest_is_named(figure, monkeypatch):
+    monkeypatch.setattr("mamba_mi.report.html.MOST", 3)
+    rows = [{"conditions": {"layer": i}, "metric": metric, "n": 9, "mean": 0.5, "ci_low": None, "ci_high": None}
+            for metric in ("rank", "probability") for i in range(4)]
+    text = render(replace(page(rows[4:], [figure]), table=rows[4:5], complete=rows))
+    assert "3 of 8 rows; all are in summary.json" in text and ">rank<" not in text
+    assert "All 3 rows" in render(replace(page(rows[4:], [figure]), table=rows[4:5], complete=rows[:3]))
