@@ -40,9 +40,11 @@ def _row_groups(v, A, h0, given) -> Iterator[tuple[slice, Tensor | None]]:
     rows, length, inner = len(v), v.shape[1], v.shape[2] * v.shape[3]
     held = inner * (min(length, CHUNK) if A.shape[1] == 1 else 2 * A.shape[1])  # a chunk; or a state and its decay
     size = rows if _needs_grad(given) else max(1, WORK // held)
+    starts = rows if h0 is None else len(h0)
+    if starts < rows:  # whole rounds, so that row r of every few starts from state r % starts and none is copied
+        size = max(starts, size // starts * starts)
     for r in range(0, rows, size):
-        shared = h0 is None or len(h0) == 1 or size >= rows
-        yield slice(r, r + size), h0 if shared else h0[torch.arange(r, min(r + size, rows), device=v.device) % len(h0)]
+        yield slice(r, r + size), h0 if h0 is None or starts < rows or size >= rows else h0[r:r + size]
 
 
 def _needs_grad(given) -> bool:

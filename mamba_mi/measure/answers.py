@@ -92,6 +92,11 @@ def narrow(names: Sequence[str], told: Answers) -> tuple[Tensor, Answers] | None
 
 def reader(names: Sequence[str], told: Answers, clean_BKV: Tensor | None) -> Callable[[Tensor], Tensor]:
     """What the cone reads: these metrics of each job's logits, S B M in float64."""
+    both = {"probability", "log_probability"} <= set(names)  # one pass over the vocabulary makes the two
+
     def read(logits_SBKV: Tensor) -> Tensor:
-        return torch.stack([METRICS[name].of(logits_SBKV, told, clean_BKV).double() for name in names], dim=-1)
+        found = {name: METRICS[name].of(logits_SBKV, told, clean_BKV) for name in names if not (both and name == "probability")}
+        if both:
+            found["probability"] = found["log_probability"].exp()
+        return torch.stack([found[name].double() for name in names], dim=-1)
     return read
