@@ -8,6 +8,7 @@ import torch
 from oracles import deviation
 from torch import Tensor
 
+from mamba_mi.backends import chunked
 from mamba_mi.config import stream
 
 LENGTHS = (1, 2, 3, 31, 32, 33, 63, 64, 65, 70, 127, 128, 129, 130)  # around the borders of chunks
@@ -82,6 +83,18 @@ def test_rows_that_share_a_start_need_only_one_copy_of_it(backend, shape):
             truth_y, truth_h = by_hand(args, given)
             assert deviation(y, truth_y) <= 1e-12
             assert deviation(h, truth_h) <= 1e-12
+
+
+@pytest.mark.parametrize("length", [1, 3, 66])
+@pytest.mark.parametrize("starts", [1, 2, 3, 6])
+def test_rows_a_few_at_a_time_start_where_they_would_together(shape, starts, length, monkeypatch):
+    monkeypatch.setattr(chunked, "WORK", 150)
+    args, _ = drawn(shape, length, rows=6)
+    h0 = drawn(shape, length, rows=6, seed=1)[1][:starts]
+    truth, last = by_hand(args, h0)
+    y, h = chunked.scan(*args, h0=h0)
+    assert deviation(y, truth) <= 1e-12 and deviation(h, last) <= 1e-12
+    assert deviation(chunked.scan(*args, h0=h0, keep_h=False)[0], truth) <= 1e-12
 
 
 def test_a_scan_cut_anywhere_goes_on_from_its_state(backend, shape):

@@ -5,7 +5,7 @@ from oracles import deviation
 
 from mamba_mi import Add, Edit, Knockout, Part, Scale, Site, StateEdit, evaluate
 from mamba_mi.config import stream
-from mamba_mi.interventions import Ledger, contrast
+from mamba_mi.interventions import Ledger, cone, contrast
 from tests.available import BACKENDS
 from tests.interventions.test_knockout import CONVS, V, brute_force, model, truth
 from tests.small import CONFIGS, small, tokens
@@ -99,6 +99,15 @@ def test_a_job_runs_no_token_before_its_query(variant):
              lambda x: x, ledger=ledger)
     jobs = 3 * L  # a layer
     assert ledger.token_layers == 2 * (3 + (3 + 2 + 1) * jobs)
+
+
+def test_logits_are_made_some_jobs_at_a_time(monkeypatch):
+    lm, tokens_BL, seen = model("mamba2"), tokens(3, L), []
+    sets = [(Knockout((0, 1), -1, s),) for s in range(L)]
+    together = evaluate(lm, tokens_BL, sets, lambda x: x)
+    monkeypatch.setattr(cone, "READ", 3 * lm.config.padded_vocab * 5)
+    parts = evaluate(lm, tokens_BL, sets, lambda x: seen.append(len(x)) or x)
+    assert seen == [5, 5, 3] and deviation(parts[..., :V], together[..., :V]) <= 1e-14
 
 
 @pytest.mark.parametrize("variant", CONFIGS)
