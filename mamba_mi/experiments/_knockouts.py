@@ -23,7 +23,7 @@ KNOWN = tuple(name for name in METRICS if name not in ("kl", "rank")) + (RELATIV
 def window_starts(size: int, depth: int) -> range:
     """Where a window of `size` consecutive layers can start, with all of its layers in the model."""
     if not 1 <= size <= depth:
-        raise UserError(f"a window of {size} layers: this model has {depth}")
+        raise UserError(f"a window of {size} layers: this model has {depth}; give 1-{depth}")
     return range(depth - size + 1)
 
 

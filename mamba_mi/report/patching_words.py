@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import HEADLINE, equals, number, share, stands_out
+from mamba_mi.report.words import HEADLINE, equals, number, share, stands_out, too_few
 from mamba_mi.report.words import role as role_name
 from mamba_mi.report.words import site as site_name
 
@@ -88,7 +88,6 @@ def beside_chance(summary: Sequence[Mapping], direction: str, site: str, role: s
 def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
     """What a reader must know before believing a patching run with these knobs."""
     n = max((row["n"] for row in summary), default=0)
-    few = [f"Only {n} prompts: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
     told = [
         f"Prompts whose clean and corrupt logit differences lie within {knobs.tau} are left out of the ratio; "
         "the column excluded counts them.",
@@ -97,7 +96,7 @@ def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
         "The conv of width 4 carries a token's content into the next three positions of the scan, so a site after "
         "the conv can show a token's information one to three positions after the token.",
     ]
-    return (few if n < 50 else []) + told + _of_corruption(knobs) + _of_subspace(summary, knobs)
+    return too_few(n) + told + _of_corruption(knobs) + _of_subspace(summary, knobs)
 
 
 def _of_corruption(knobs) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import Columns, equals, estimate, fine, number
+from mamba_mi.report.words import Columns, equals, estimate, fine, number, too_few
 
 ORDINARY, ATTENTION = "ordinary", "attention"
 LONG = 48  # characters of a prompt in that table: its end
@@ -101,7 +101,7 @@ def caveats(summary: Sequence[Mapping]) -> list[str]:
             "Both paths share everything but the scan: that they agree says the matrix is the scan, not that either is the "
             "published model. The deviation from a float64 reference above is of the ordinary path."]
     n = max((row["n"] for row in summary), default=0)
-    return ([f"Only {n} prompts: under 50 the intervals are too narrow."] if n < 50 else []) + told
+    return too_few(n) + told
 
 
 def _estimate(row: Mapping) -> str:

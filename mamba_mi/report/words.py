@@ -21,6 +21,7 @@ ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subjec
          "subject_last": "last subject token", "after_subject": "first token after subject",
          "further": "further tokens", "other": "other tokens", "relation": "relation",
          "between": "between", "last": "last token"}
+METRICS = {"relative_probability": "relative probability (%)"}
 HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
             "window_size": "window", "window_start": "start", "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)",
             "control_p": "p (control)",
@@ -102,7 +103,7 @@ def site(name: str) -> str:
 
 
 def metric(name: str) -> str:
-    return name.replace("_", " ")
+    return METRICS.get(name, name.replace("_", " "))
 
 
 def direction(name: str) -> str:
@@ -116,6 +117,12 @@ def span(values: Sequence[int]) -> str:
     """`200`, or `14–200` where the numbers differ."""
     low, high = min(values), max(values)
     return f"{low}" if low == high else f"{low}–{high}"
+
+
+def too_few(n: int) -> list[str]:
+    """What to say of intervals over so few prompts, if anything."""
+    of = f"Only {n} prompt{'s' * (n != 1)}"
+    return [] if n >= 50 else [f"{of}: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
 
 
 def sample(rows: Sequence[dict]) -> str:

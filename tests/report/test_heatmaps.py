@@ -59,7 +59,11 @@ def test_more_prompts_than_fit_are_had_by_name(run):
     figure = mamba_mi.prompt_heatmap(folder, [NAME.format(7)])
     assert [name for name in panels(figure) if name.startswith("instr")] == [f"{NAME.format(7)} scan token"]
     with pytest.raises(UserError, match="no heatmap of prompt 'nobody': this run has 8, such as instrument-0"):
-        mamba_mi.prompt_heatmap(folder, ["nobody"])
+        mamba_mi.prompt_heatmap(folder, "nobody")
+    with pytest.raises(UserError, match="at least one prompt_id"):
+        mamba_mi.prompt_heatmap(folder, [])
+    with pytest.raises(UserError, match="not the folder of a finished heatmap run"):
+        mamba_mi.prompt_heatmap(folder / "figures", ["nobody"])
 
 
 def test_a_hole_in_a_prompts_map_raises(run):
@@ -137,7 +141,7 @@ def knobs(**given):
 
 def test_setting_and_caveats_tell_what_the_knobs_do_to_the_result():
     assert setting(knobs(best=3, conv=["scan", "both"]), 5) == {
-        "layers": "windows of 5 layers", "query": "the last token", "metrics": "relative probability, logit difference",
+        "layers": "windows of 5 layers", "query": "the last token", "metrics": "relative probability (%), logit difference",
         "blocked": "the slot (conv=scan); the token itself (conv=both)", "prompts": "the 3 of highest probability"}
     assert setting(knobs(), 1)["layers"] == "single layers, for 5 do not fit into this model"
     told = " ".join(caveats([cell("last", start, 0.0, n=12, size=5) for start in (0, 1)], knobs(best=3)))

@@ -61,8 +61,13 @@ def prompt_heatmap(folder: str | Path, prompts: Sequence[str], *, normalised: bo
     """The heatmaps of these prompts of a finished run, by prompt_id: p(answer), or with `normalised` its change in %."""
     from mamba_mi.report.figures import house_style
 
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise UserError("prompt_heatmap(…, []): give at least one prompt_id")
+    if not (Path(folder) / "artifacts" / "tokens.json").is_file():
+        raise UserError(f"{folder}: not the folder of a finished heatmap run; experiment=heatmap makes one")
     with house_style(), matplotlib.rc_context({"figure.dpi": style.STYLE["savefig.dpi"]}):
-        return _figure(read_run(folder), list(prompts), normalised)[0]
+        return _figure(read_run(folder), prompts, normalised)[0]
 
 
 def _figure(tables: RunTables, asked: list[str] | None, normalised: bool):

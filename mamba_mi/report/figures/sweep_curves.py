@@ -53,7 +53,7 @@ def sweep_list(groups: Mapping[str, Rows], subtitle: str):
     cells = _values([row for rows in groups.values() for row in rows], _whole)[:TOO_MANY]
     left, pitch = 0.4 + 0.075 * max(map(len, cells)), 0.16 + 0.14 * len(groups)
     figure = style.sheet(left + 4.4 + RIGHT, 1.3 + pitch * len(cells))
-    style.heading(figure, 0.15, "All seeds together", subtitle)
+    style.heading(figure, 0.15, "All runs together", subtitle)
     axes = style.place(figure, left, 0.75, 4.4, pitch * len(cells), "cells")
     axes.axvline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     for index, rows in enumerate(groups.values()):
@@ -165,5 +165,5 @@ def _caption(rows: Rows, groups: list[str], relative: bool) -> str:
     deep = " The models differ in depth, so layers are divided by the last one." if relative else ""
     of = f", one colour each for {', '.join(groups)}" if len(groups) > 1 else ""
     spread = f"{min(n)}" if min(n) == max(n) else f"{number(min(n), 0)}–{number(max(n), 0)}"
-    return (f"{metric(rows[0]['metric']).capitalize()}{of}: the estimate over all seeds with its 95% interval.{dots}{deep} "
+    return (f"{metric(rows[0]['metric']).capitalize()}{of}: the estimate over all runs with its 95% interval.{dots}{deep} "
             f"n = {spread} prompts a cell, counted once a seed.")
