@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mamba_mi.data.alignment import ALIGNED
-from mamba_mi.report.words import equals, number, stands_out, too_few
+from mamba_mi.report.words import equals, number, stands_out, too_few, without_ratio
 from mamba_mi.report.words import metric as metric_name
 from mamba_mi.report.words import role as role_name
 
@@ -117,7 +117,7 @@ def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
     """What a reader must know before believing a heatmap."""
     n = max((row["n"] for row in summary), default=0)
     size = summary[0]["conditions"]["window_size"] if summary else knobs.window
-    windows, told = len({row["conditions"]["window_start"] for row in summary}), too_few(n)
+    windows, told = len({row["conditions"]["window_start"] for row in summary}), too_few(n) + without_ratio(summary)
     depth = windows + size - 1
     if size != knobs.window:
         told.append(f"method.window={knobs.window}, the default, does not fit into {depth} layers: windows of {size} were used.")

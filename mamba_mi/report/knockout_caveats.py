@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mamba_mi.report.knockout_words import ALL, CONTROLS, QUERIES, source, values
-from mamba_mi.report.words import span, too_few
+from mamba_mi.report.words import span, too_few, without_ratio
 
 
 def setting(knobs, windows: Sequence[int], scaled: bool, depth: int) -> dict[str, str]:
@@ -23,7 +23,7 @@ def setting(knobs, windows: Sequence[int], scaled: bool, depth: int) -> dict[str
 def caveats(summary: Sequence[Mapping], knobs, prompts: Sequence, width: int | None) -> list[str]:
     """In the order of what misleads most. `prompts` are those measured and `width` the conv's, where they are known."""
     most = max((row["n"] for row in summary), default=0)
-    return too_few(most) + [
+    return too_few(most) + without_ratio(summary) + [
         "scan, the published practice, blocks a slot of the scan, not a token: the conv has brought the token into the slots "
         "after it, and what earlier tokens left in its slot goes with it. both takes the token out of the conv and of the "
         "scan; conv cuts only its way past its own slot; token+conv blocks the slots after it as well, and with them what "

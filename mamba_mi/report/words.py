@@ -125,6 +125,16 @@ def too_few(n: int) -> list[str]:
     return [] if n >= 50 else [f"{of}: under 50 the intervals are too narrow (a BCa interval covers about 83% at n = 20)."]
 
 
+def without_ratio(summary: Sequence[dict]) -> list[str]:
+    """Prompts that have a probability but no change of it in %."""
+    n = {name: max((row["n"] for row in summary if row["metric"] == name), default=0) for name in ("probability", "relative_probability")}
+    missing = n["probability"] - n["relative_probability"]
+    if not n["relative_probability"] or missing <= 0:
+        return []
+    return [f"In {missing} of {n['probability']} prompts the answer's clean probability is 0 in this arithmetic: no change in % "
+            "exists for them, and they are left out of it; log probability has them."]
+
+
 def sample(rows: Sequence[dict]) -> str:
     """`n = 200 prompts, 90 clusters` for rows of a summary."""
     clusters = [row["n_clusters"] for row in rows if row.get("n_clusters") is not None]

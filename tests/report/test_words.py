@@ -2,6 +2,7 @@ import random
 
 import pytest
 
+from mamba_mi.report import words
 from mamba_mi.report.words import columns, interval, number, p_value, role, sample
 
 from .synthetic import patching_summary
@@ -58,3 +59,10 @@ def test_a_single_row_keeps_every_column_it_fills():
 
 def test_no_rows_give_an_empty_table():
     assert columns([]) == ([], [], [], "")
+
+
+def test_prompts_without_a_change_in_percent_are_told_of():
+    rows = [{"metric": "probability", "n": 40}, {"metric": "relative_probability", "n": 37}, {"metric": "hit", "n": 40}]
+    assert words.without_ratio(rows)[0].startswith("In 3 of 40 prompts the answer's clean probability is 0")
+    assert words.without_ratio(rows[:1]) == [] and words.without_ratio([rows[0], {**rows[1], "n": 40}]) == []
+    assert words.too_few(50) == [] and words.too_few(1)[0].startswith("Only 1 prompt:")
