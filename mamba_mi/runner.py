@@ -36,6 +36,7 @@ from mamba_mi.runs.logbook import Card, check_logbook, open_logbook
 from mamba_mi.runs.manifest import demand_same, open_manifest, read_manifest
 from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
+from mamba_mi.runs.prompts import fates, prompt_records
 from mamba_mi.runs.store import Store
 
 console = Console()
@@ -172,12 +173,12 @@ def _carry_out(built: Built, store: Store) -> None:
                             **_deviation(built, prompts))
             manifest.record(**measured)
             if not experiment.summary_only:
-                html, figures = write_report(store.folder, experiment, _fates(selection, train))
+                html, figures = write_report(store.folder, experiment, fates(selection, train))
                 store.write_text("report.html", html)
                 for figure in figures:
                     logbook.figure(figure)
             logbook.summary(summary, experiment.headline(summary),
-                            {**measured, "seconds": manifest.fields["seconds"], "prompts": _fates(selection, train)})
+                            {**measured, "seconds": manifest.fields["seconds"], "prompts": fates(selection, train)})
             if wrong := experiment.verdict(summary):
                 raise Refuted(f"{wrong}; all results are kept, see {store.folder}")
         manifest.record(logbook=logbook.facts)  # again, for it may have met with trouble
@@ -233,13 +234,6 @@ def _chosen(built: Built, dataset: Dataset, n: int | None, what: str) -> Selecti
                       size=getattr(experiment.knobs, "batch", 32), progress=progress)
 
 
-def _fates(selection: Selection, train: Selection) -> dict[str, int]:
-    """How many prompts were used, dropped for which reason, and never looked at."""
-    fates = {"used": len(selection.items), "used to fit": len(train.items), **selection.reasons(),
-             "not needed": selection.unseen}
-    return {fate: count for fate, count in fates.items() if count}
-
-
 def _step_through(experiment: Experiment, selection: Selection, store: Store) -> None:
     batches = experiment.batches(selection.items)
     kept = store.kept()
@@ -275,27 +269,6 @@ def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:
 def _deviation(built: Built, prompts: list[dict]) -> dict:
     first = next((record["token_ids"] for record in prompts if record["kept"]), None)
     return {"deviation": deviation(built.lm, first, Path(built.settings["paths"]["logs"]))} if first else {}
-
-
-def prompt_records(selection: Selection, train: Selection) -> list[dict]:
-    """prompts.json: every prompt that was looked at, used or dropped, with the reason."""
-    records: dict[str, dict] = {}
-    for item in selection.items:
-        sides = (("clean", item.clean), ("corrupt", item.corrupt)) if isinstance(item, Pair) else (("clean", item),)
-        for side, prompt in sides:
-            record = records.setdefault(prompt.prompt_id, {
-                "prompt_id": prompt.prompt_id, "text": prompt.text, "token_ids": list(prompt.token_ids),
-                "target": prompt.target, "target_id": prompt.target_id,
-                "spans": {name: list(span) for name, span in prompt.spans.items()}, "cluster": prompt.cluster,
-                "template": prompt.template, "kept": True, "why": None, "used_as": [], "corrupt": None})
-            record["used_as"] = sorted({*record["used_as"], side})
-            if side == "clean" and isinstance(item, Pair):
-                record["corrupt"] = item.corrupt.prompt_id
-    fitted = {prompt.prompt_id: prompt.text for pair in train.items for prompt in (pair.clean, pair.corrupt)}
-    left = [*((i, text, "used to fit, not measured") for i, text in fitted.items()),
-            *((d.prompt_id, d.text, d.why) for d in (*train.dropped, *selection.dropped))]
-    dropped = {i: {"prompt_id": i, "text": text, "kept": False, "why": why} for i, text, why in left if i not in records}
-    return [*records.values(), *dropped.values()]
 
 
 def _show(experiment: Experiment, folder: Path) -> None:
