@@ -116,7 +116,8 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, le
     trace.close()
     ledger.edits.update(trace.fired)
     # some jobs at a time, so that their logits are read while they are in cache
-    size = max(1, READ // (rows * tail * lm.config.padded_vocab))
+    wide = lm.config.padded_vocab if only_BX is None else only_BX.shape[1]
+    size = max(1, READ // (rows * tail * wide))
     parts = (lm.logits(part, only_BX).unflatten(0, (-1, rows)) for part in x.split(size * rows))
     values = torch.cat([read(logits_SBKV) for logits_SBKV in parts])
     return values[1:], values[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from mamba_mi.backends import reference
 from mamba_mi.backends.reference import spread
 from mamba_mi.config import UserError
-from mamba_mi.models.prefix import Loss, loss, lost, lost_states
+from mamba_mi.models.prefix import Loss, loss, lost, lost_states, smeared
 from mamba_mi.trace import Site
 
 BEFORE = ("in_proj", "dt")  # of a prefix: what its writes can be made from again
@@ -55,7 +55,7 @@ def knock_out(mixer, trace, y_BLHP: Tensor, u_BLC: Tensor, selected: Selected, A
     if not here:
         return y_BLHP
     # edits on what the scan writes act on the state itself: there the second scan starts from the state without the loss
-    watched = any(trace.edits(Site(mixer.layer, name)) for name in ("write", "state"))
+    watched = _is_watched(mixer, trace)
     loud = [(block, removal) for block, removal in here if watched or removal.inside]
     quiet = [(block, removal) for block, removal in here if not (watched or removal.inside)]
     for group, again in ((quiet, None), (loud, _scanned_again)):
@@ -130,13 +130,18 @@ def _scanned_again(mixer, trace, blocks, removals, u_RLC, clean, A_HN, past) -> 
     how = {} if made.dt_BLH is clean.dt_BLH else {"dt_write": made.dt_BLH}
     args = made.v_BLHP.masked_fill(slots_RL11, 0), clean.dt_BLH, A_HN, made.B_BLGN, C_RLGN
     h0 = None if past is None else past.h_BHPN
-    if any(trace.edits(Site(mixer.layer, name)) for name in ("write", "state")):
+    if _is_watched(mixer, trace):
         y_RLHP, _ = reference.watched_scan(
             *args, h0=h0, **how, on_write=lambda w: again("write", w).masked_fill(slots_RL11[..., None], 0),
             on_state=lambda t, h: again("state", h, start + t))
     else:
         y_RLHP, _ = mixer.backend.scan(*args, h0=h0, keep_h=False, **how)
     return mixer.skip(y_RLHP, skip_RLHP), C_RLGN
+
+
+def _is_watched(mixer, trace) -> bool:
+    """Whether an edit acts on what this layer's scan writes or on its state."""
+    return any(trace.edits(Site(mixer.layer, name)) for name in ("write", "state"))
 
 
 def _starts(x: Tensor, row_R: Tensor) -> Tensor:
@@ -190,10 +195,7 @@ def _together(knockouts, width: int) -> tuple[Tensor, Tensor, Tensor, bool]:
     """The union of what knockouts remove from the same queries: slots, tokens, sides; and whether from the queries too."""
     gone = {conv: torch.zeros_like(knockouts[0][1]) for conv in ("scan", "both", "conv")}
     for _, sources_BL, knockout in knockouts:
-        wide_BL = sources_BL.clone()
-        for lag in range(1, width if knockout.span == "token+conv" else 1):
-            wide_BL[:, lag:] |= sources_BL[:, :-lag]
-        gone[knockout.conv] |= wide_BL
+        gone[knockout.conv] |= smeared(sources_BL, width if knockout.span == "token+conv" else 1)
     own = {knockout.query_conv for *_, knockout in knockouts if knockout.conv != "scan"}
     if len(own) > 1:
         raise UserError("two knockouts take tokens out of the conv for the same query, one with query_conv and one without: "
@@ -203,8 +205,7 @@ def _together(knockouts, width: int) -> tuple[Tensor, Tensor, Tensor, bool]:
 
 def _heads(knockout, config, by_head: bool) -> Tensor:
     """The heads a knockout is about, as a mask of H; one True when every knockout here is about all."""
-    mamba2 = hasattr(config, "heads")
-    count, own, other = (config.heads, "heads", "channels") if mamba2 else (config.d_inner, "channels", "heads")
+    (own, count), other = config.mixes_by, {"heads": "channels", "channels": "heads"}[config.mixes_by[0]]
     if getattr(knockout, other) is not None:
         raise UserError(f"Knockout({other}={list(getattr(knockout, other))}): a {config.variant} has no {other} but {count} "
                         f"{own}; give {own}=")

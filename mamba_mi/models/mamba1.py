@@ -38,6 +38,11 @@ class Config:
     def d_inner(self) -> int:
         return self.expand * self.d_model
 
+    @property
+    def mixes_by(self) -> tuple[str, int]:
+        """What a mixing matrix is had for, and how many there are: a channel has its own."""
+        return "channels", self.d_inner
+
     @classmethod
     def of(cls, common: Mapping, ssm: Mapping) -> Config:
         """From a published config: the `common` sizes and what `ssm_cfg` overrides."""

@@ -45,6 +45,11 @@ class Config:
     def heads(self) -> int:
         return self.d_inner // self.headdim
 
+    @property
+    def mixes_by(self) -> tuple[str, int]:
+        """What a mixing matrix is had for, and how many there are: the channels of a head share theirs."""
+        return "heads", self.heads
+
     @classmethod
     def of(cls, common: Mapping, ssm: Mapping) -> Config:
         """From a published config: the `common` sizes and what `ssm_cfg` overrides."""

@@ -39,11 +39,17 @@ class Terms(NamedTuple):
     since_BXH: Tensor
 
 
+def smeared(mask_BT: Tensor, width: int) -> Tensor:
+    """The tokens of a mask, and the slots after each that a conv so wide brings it to."""
+    out_BT = mask_BT.clone()
+    for lag in range(1, width):
+        out_BT[:, lag:] |= mask_BT[:, :-lag]
+    return out_BT
+
+
 def loss(slots_BT: Tensor, tokens_BT: Tensor, sides_BT: Tensor, width: int) -> Loss | None:
     """The loss of a removal of slots, tokens and sides; None where it touches nothing of the prefix."""
-    reached_BT = tokens_BT | sides_BT
-    for lag in range(1, width):
-        reached_BT[:, lag:] |= (tokens_BT | sides_BT)[:, :-lag]
+    reached_BT = smeared(tokens_BT | sides_BT, width)
     gone_BT, anew_BT = slots_BT | reached_BT, reached_BT & ~slots_BT
     gone_X, anew_X = (mask_BT.any(dim=0).nonzero()[:, 0] for mask_BT in (gone_BT, anew_BT))
     return Loss(gone_X, gone_BT[:, gone_X], anew_X, anew_BT[:, anew_X], tokens_BT, sides_BT) if len(gone_X) else None
@@ -67,11 +73,10 @@ def lost(mixer, before: tuple[Tensor, Tensor], losses: Sequence[tuple[Loss, Tens
 def lost_states(mixer, before, losses: Sequence[tuple[Loss, Tensor]], rows: int, A_HN: Tensor) -> Tensor:
     """What is missing from the state each row starts from, RHPN."""
     terms, picks = _table(mixer, before, [each for each, _ in losses])
-    out_RHPN = None
-    for (_, row_R), (at_X, weight_BX) in zip(losses, picks, strict=True):
-        h_BHPN = _state(_picked(terms, at_X, weight_BX), A_HN)
-        if out_RHPN is None:
-            out_RHPN = h_BHPN.new_zeros(rows, *h_BHPN.shape[1:])
+    x_BXHP, states = terms.x_BXHP, terms.B_BXGN.shape[3]
+    out_RHPN = x_BXHP.new_zeros(rows, *x_BXHP.shape[2:], states)
+    for (_, row_R), pick in zip(losses, picks, strict=True):
+        h_BHPN = _state(_picked(terms, *pick), A_HN)
         out_RHPN[row_R] = h_BHPN.repeat(len(row_R) // len(h_BHPN), 1, 1, 1)
     return out_RHPN
 
@@ -116,19 +121,6 @@ def _conv_without(mixer, u_BTC: Tensor, each: Loss) -> Tensor:
 
 def _left(since_BXH, A_HN, kind) -> Tensor:
     return (since_BXH[..., None] * A_HN).to(kind).exp_()
-
-
-def _taps(at_Y: Tensor, width: int) -> Tensor:
-    """The places each slot's conv reads, in the prefix padded by width - 1 in front."""
-    return at_Y[:, None] + torch.arange(width, device=at_Y.device)
-
-
-def _gone(each: Loss, width: int) -> Tensor:
-    """Which taps of the slots written anew read nothing, BXK: those on a token taken out, and those on a `side` token but
-    its own slot's."""
-    tokens_BXK, sides_BXK = (F.pad(mask_BT, (width - 1, 0))[:, _taps(each.anew_X, width)]
-                             for mask_BT in (each.tokens_BT, each.sides_BT))
-    return tokens_BXK | (sides_BXK & (torch.arange(width) < width - 1))
 
 
 def _picked(terms: Terms, at_X: Tensor, weight_BX: Tensor) -> Terms:
