@@ -54,7 +54,7 @@ def knockouts(lm, batch: Batch, cell: Cell) -> Sequence[Knockout]:
     layers = tuple(range(cell.window_start, cell.window_start + cell.window_size))
     if cell.timescale is None:
         return (Knockout(layers, queries, sources),)
-    which = "channels" if lm.config.variant == "mamba1" else "heads"
+    which, _ = lm.config.mixes_by
     return tuple(Knockout(layer, queries, sources, **{which: blocked(lm, layer, cell.timescale)}) for layer in layers)
 
 

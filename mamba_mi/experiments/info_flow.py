@@ -118,11 +118,7 @@ class InfoFlow(Experiment):
         if set(self.knobs.timescales) == {ALL}:
             return {}
         layers = [{"horizon": horizon_H.tolist(), **parts} for horizon_H, parts in zip(self._horizons, self.timescales, strict=True)]
-        return {"timescales": {"prompts": min(self.knobs.reference, len(self.items)), "of": self._parts, "layers": layers}}
-
-    @property
-    def _parts(self) -> str:
-        return "heads" if hasattr(self.lm.config, "heads") else "channels"
+        return {"timescales": {"prompts": min(self.knobs.reference, len(self.items)), "of": self.lm.config.mixes_by[0], "layers": layers}}
 
     def places(self, batch) -> dict[str, list[tuple[int, ...] | None]]:
         """The positions of every source in every prompt of the batch, None where a prompt has no such tokens; a source
@@ -144,14 +140,11 @@ class InfoFlow(Experiment):
     def knockouts(self, cell: Cell, queries: tuple[int, ...], sources) -> tuple[Knockout, ...]:
         """The cell's knockouts: one, or one a layer where it is of some heads, which differ by layer."""
         how = {"conv": cell.conv, "span": cell.span, "query_conv": self.knobs.query_conv and cell.conv != "scan"}
-        if set(self.knobs.timescales) == {ALL}:
+        if cell.timescale == ALL:
             return (Knockout(cell.layers, queries, sources, **how),)
-        # whole layers by their heads too: jobs of one batch must all speak of heads, or none
-        return tuple(Knockout(layer, queries, sources, **how, **{self._parts: self._acting(layer, cell.timescale)})
+        parts, _ = self.lm.config.mixes_by
+        return tuple(Knockout(layer, queries, sources, **how, **{parts: self.timescales[layer][cell.timescale]})
                      for layer in cell.layers)
-
-    def _acting(self, layer: int, timescale: str) -> tuple[int, ...]:
-        return self.timescales[layer].get(timescale) or tuple(range(len(self._horizons[layer])))
 
     def queries(self, batch) -> tuple[int, ...]:
         """The positions that may no longer read."""

@@ -106,11 +106,10 @@ class Reproduce(Experiment):
 
     def step(self, batch) -> pa.Table:
         cells = _reproduce_cells.cells(self.reference, {p.prompt_id for p in batch.prompts})
-        parts = [[c for c in cells if c.timescale is None], [c for c in cells if c.timescale is not None]]
-        return pa.concat_tables([self._as_it_is(batch), *(self._knocked(batch, part) for part in parts if part)])
+        return pa.concat_tables([self._as_it_is(batch), *([self._knocked(batch, cells)] if cells else [])])
 
     def _knocked(self, batch, cells) -> pa.Table:
-        """Knockouts of all heads, or of some of them: the engine takes no mixture of the two."""
+        """The knockouts that are published of these prompts."""
         sets = [knockouts(self.lm, batch, cell) for cell in cells]
         values, baselines = measure(self.lm, batch, sets, KNOCKED, memory=self.setting.memory, ledger=self.setting.ledger)
         ids = {p.prompt_id for p in batch.prompts}
