@@ -148,6 +148,13 @@ class Experiment:
         return ""
 
 
+def at_least(knobs, **bounds: float) -> None:
+    """Raise a UserError for the first knob below its bound; one that is None says nothing."""
+    for key, least in bounds.items():
+        if (value := getattr(knobs, key)) is not None and value < least:
+            raise UserError(f"method.{key}={value}: give at least {least}")
+
+
 def names() -> tuple[str, ...]:
     """Every experiment: the files of this room and the entry points `mamba_mi.experiments` of installed packages."""
     own = {info.name for info in iter_modules(__path__) if not info.name.startswith("_")}

@@ -6,14 +6,14 @@ from typing import Any
 
 from mamba_mi.config import UserError
 from mamba_mi.data.sources import QUERIES, check_names
-from mamba_mi.experiments._knockouts import KNOWN, window_starts
+from mamba_mi.experiments import at_least
+from mamba_mi.experiments._knockouts import DEFAULT, KNOWN, RELATIVE, window_starts
 from mamba_mi.interventions.knockout import CONVS, SPANS
 from mamba_mi.measure.timescale import THIRDS
 
 PUBLISHED = [9, 15]  # the windows of the literature
 DEPTH = 24  # of the shallowest model they are used on; on a shallower one they are scaled
 ALL = "all"
-HEADLINE = "relative_probability"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Knobs:
     query_conv: bool = False
     timescales: list[str] = field(default_factory=lambda: [ALL])
     reference: int = 128
-    metrics: list[str] = field(default_factory=lambda: ["probability", HEADLINE, "hit", "log_probability", "logit_difference"])
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT))
     batch: int = 32
     resamples: int = 2000
 
@@ -43,17 +43,15 @@ def check(knobs: Knobs, lm) -> None:
     check_names("method.query", [knobs.query], QUERIES)
     for key, known in (("conv", CONVS), ("span", SPANS), ("timescales", (ALL, *THIRDS)), ("metrics", KNOWN)):
         check_names(f"method.{key}", getattr(knobs, key), known)
-    if HEADLINE not in knobs.metrics:
-        raise UserError(f"method.metrics must hold {HEADLINE}: the headline is the change of the probability in %")
+    if RELATIVE not in knobs.metrics:
+        raise UserError(f"method.metrics must hold {RELATIVE}: the headline is the change of the probability in %")
     if not policies(knobs):
         raise UserError("method.span=[token+conv] widens what conv=scan blocks: add scan to method.conv, or token to method.span")
     if knobs.query_conv and set(knobs.conv) == {"scan"}:
         raise UserError("method.query_conv=true goes with method.conv=[conv,both]: scan leaves the conv as it is")
     if knobs.sources != ALL and not (isinstance(knobs.sources, list) and knobs.sources):
         raise UserError(f"method.sources={knobs.sources}: give all or a list such as [last,subject]")
-    for key, least in (("reference", 1), ("batch", 1), ("resamples", 20)):
-        if getattr(knobs, key) < least:
-            raise UserError(f"method.{key}={getattr(knobs, key)}: give at least {least}")
+    at_least(knobs, reference=1, batch=1, resamples=20)
 
 
 def is_scaled(knobs: Knobs, depth: int) -> bool:

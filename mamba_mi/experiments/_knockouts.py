@@ -15,8 +15,9 @@ from mamba_mi.data import Batch
 from mamba_mi.interventions.cone import contrast
 from mamba_mi.measure.answers import METRICS, answers, narrow, reader
 from mamba_mi.measure.effects import effects
+from mamba_mi.report.words import RELATIVE
 
-RELATIVE = "relative_probability"  # the probability in % of the clean run's, whose baseline is 100: the field's change in %
+DEFAULT = ("probability", RELATIVE, "hit", "log_probability", "logit_difference")
 KNOWN = tuple(name for name in METRICS if name not in ("kl", "rank")) + (RELATIVE,)
 
 
@@ -27,11 +28,16 @@ def window_starts(size: int, depth: int) -> range:
     return range(depth - size + 1)
 
 
+def _read(metrics: Sequence[str]) -> list[str]:
+    """What is read off the logits for these metrics: the relative probability is made of the probability."""
+    asked = [name for name in metrics if name != RELATIVE]
+    return asked + ["probability"] * (RELATIVE in metrics and "probability" not in asked)
+
+
 def measure(lm, batch: Batch, sets: Sequence, metrics: Sequence[str], *, memory: int, ledger) -> tuple[Tensor, Tensor]:
     """The metrics of each set of interventions and of the clean run beside it, S B M each; of two logits alone where
     the metrics need no more."""
-    asked = [name for name in metrics if name != RELATIVE]
-    asked += ["probability"] if RELATIVE in metrics and "probability" not in asked else []
+    asked = _read(metrics)
     told = answers(batch, asked, lm.device)
     tokens_BL, few = told.continued(batch.tokens_BL), narrow(asked, told)
     only_BX, told_here = few or (None, told)
@@ -43,10 +49,8 @@ def table(batch: Batch, metrics: Sequence[str], cells: Sequence[Mapping], values
           left_out: Mapping[int, set[str]] | None = None) -> pa.Table:
     """The effects: a row a prompt, cell and metric. `cells` are the condition columns of each set; `left_out` names
     the prompts that a cell says nothing of. A prompt without a wrong answer has no logit difference."""
-    asked = [name for name in metrics if name != RELATIVE]
-    asked += ["probability"] if RELATIVE in metrics and "probability" not in asked else []
     values, baselines = (x.double().cpu().numpy() for x in (values_SBM, baselines_SBM))
-    columns = {name: (values[..., i], baselines[..., i]) for i, name in enumerate(asked)}
+    columns = {name: (values[..., i], baselines[..., i]) for i, name in enumerate(_read(metrics))}
     if RELATIVE in metrics:
         p, p0 = columns["probability"]
         columns[RELATIVE] = 100 * (p / np.where(p0 > 0, p0, np.nan)), np.full_like(p0, 100.0)  # so: p / p is exactly 1

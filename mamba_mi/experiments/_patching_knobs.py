@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mamba_mi.config import FITTED, UserError, did_you_mean
+from mamba_mi.experiments import at_least
 from mamba_mi.interventions import patches
 from mamba_mi.measure.answers import METRICS
 
@@ -50,10 +51,9 @@ def check(knobs: Knobs, lm) -> None:
     _one_of(f"method.corruption={knobs.corruption}: there are", knobs.corruption, CORRUPTIONS)
     if "logit_difference" not in knobs.metrics:
         raise UserError("method.metrics must hold logit_difference: the headline is its normalised form")
-    for key, least in (("noise", 1e-9), ("samples", 1), ("rank", 1), ("train", 8), ("das_steps", 1), ("batch", 1), ("tau", 0),
-                       ("resamples", 20)):
-        if getattr(knobs, key) < least:
-            raise UserError(f"method.{key}={getattr(knobs, key)}: give {'more than 0' if least < 1 and least else f'at least {least}'}")
+    if knobs.noise < 1e-9:
+        raise UserError(f"method.noise={knobs.noise}: give more than 0")
+    at_least(knobs, samples=1, rank=1, train=8, das_steps=1, batch=1, tau=0, resamples=20)
     if knobs.roles != "all" and not knobs.roles:
         raise UserError("method.roles=[]: give all or at least one role, such as last")
     layers(knobs, lm)

@@ -9,7 +9,7 @@ Shape legend: B prompts, K answer tokens, V vocabulary, N prompts of a run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,29 +20,39 @@ from torch import Tensor
 
 from mamba_mi.config import UserError
 from mamba_mi.data import Batch, batches
-from mamba_mi.experiments import Experiment
+from mamba_mi.experiments import Experiment, at_least
+from mamba_mi.interventions.patches import watch
 from mamba_mi.measure import metrics
 from mamba_mi.measure.answers import METRICS, Answers, answers, reader
 from mamba_mi.measure.effects import PREDICTION, effects
 from mamba_mi.measure.stats import wilson
+from mamba_mi.report.paths_words import ATTENTION, ORDINARY, caveats
 
-ORDINARY, ATTENTION = PATHS = ("ordinary", "attention")
+PATHS = (ORDINARY, ATTENTION)
 DEVIATION = "logit_deviation"  # the largest |logit difference| of the two paths at the answer's position
 UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The keys of conf/method/construct.yaml, and of compare_paths.yaml the same."""
+
+    batch: int = 32
+    resamples: int = 2000
 
 
 class Paths(Experiment):
     """Both paths' numbers of every prompt, in the experiment's `metrics`."""
 
+    Knobs = Knobs
     needs = "prompts"
+    figures = ("paths_violins",)
     conditions = ("path",)
     family = ("path",)
     metrics: tuple[str, ...] = ()
 
     def check(self) -> None:
-        for key, least in (("batch", 1), ("resamples", 20)):
-            if getattr(self.knobs, key) < least:
-                raise UserError(f"method.{key}={getattr(self.knobs, key)}: give at least {least}")
+        at_least(self.knobs, batch=1, resamples=20)
         if self.lm.choice.used == ATTENTION:
             raise UserError(f"backend=attention: {self.name} compares that path with the ordinary one, so the run's backend "
                             "must be another; leave backend= out, or give backend=chunked")
@@ -65,7 +75,8 @@ class Paths(Experiment):
     def step(self, batch) -> pa.Table:
         known = [name for name in self.metrics if name in METRICS]
         told = answers(batch, known, self.lm.device)
-        logits = {path: _logits(lm, batch, told) for path, lm in self.paths.items()}
+        tokens_BL = told.continued(batch.tokens_BL)
+        logits = {path: watch(lm, lm.embed(tokens_BL), (), tail=told.tail)[1] for path, lm in self.paths.items()}
         found = {path: _numbers(logits_BKV, told, known) for path, logits_BKV in logits.items()}
         if DEVIATION in self.metrics:
             real = self.lm.config.vocab_size
@@ -87,6 +98,9 @@ class Paths(Experiment):
                     row.update(agreement(*hits))
         return rows
 
+    def caveats(self, summary):
+        return caveats(summary)
+
     def predicted(self, token: float) -> str:
         """A predicted token's text."""
         return self.lm.tokenizer.decode([int(token)])
@@ -102,12 +116,6 @@ def agreement(ordinary_N, attention_N) -> dict[str, int]:
     """How many prompts are hits on both paths, on one alone, on neither."""
     count = lambda one, other: int(((ordinary_N == one) & (attention_N == other)).sum())  # noqa: E731
     return {"hits_on_both": count(1, 1), "ordinary_only": count(1, 0), "attention_only": count(0, 1), "neither": count(0, 0)}
-
-
-def _logits(lm, batch: Batch, told: Answers) -> Tensor:
-    """Logits at the answer's tokens, BKV: the last token of the prompt, and of the answer all but its last."""
-    resid_BLD, _ = lm.through(lm.embed(told.continued(batch.tokens_BL)), keep=False)
-    return lm.unembed(resid_BLD[:, -told.tail:])
 
 
 def _numbers(logits_BKV: Tensor, told: Answers, known: Sequence[str]) -> dict[str, Tensor]:
@@ -127,12 +135,12 @@ def _table(batch: Batch, asked: Sequence[str], found: Mapping[str, Mapping[str, 
     parts = []
     for path in PATHS:
         for name in (name for name in asked if name in found[path]):
-            value_B, baseline_B = (found[each][name].double().cpu().numpy() if name in found[each] else np.zeros(len(ids))
-                                   for each in (path, ORDINARY))
+            compared = path == ATTENTION and name in found[ORDINARY]
+            value_B = found[path][name].double().cpu().numpy()
+            baseline_B = found[ORDINARY][name].double().cpu().numpy() if compared else np.zeros(len(ids))
             keep_B = compared_B if name == "false_probability" else np.ones(len(ids), bool)
             if not keep_B.any():
                 continue
-            baseline_B = np.zeros(len(ids)) if path == ORDINARY else baseline_B
             parts.append(effects({"prompt_id": ids[keep_B], "path": np.full(keep_B.sum(), path),
                                   "metric": np.full(keep_B.sum(), name), "value": value_B[keep_B],
                                   "baseline": baseline_B[keep_B]}))

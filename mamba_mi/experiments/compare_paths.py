@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from mamba_mi.config import UserError
-from mamba_mi.experiments._paths import ATTENTION, DEVIATION, ORDINARY, Paths, both
+from mamba_mi.experiments import _paths
+from mamba_mi.experiments._paths import DEVIATION, PATHS, Paths, both
 from mamba_mi.measure.effects import PREDICTION
 from mamba_mi.measure.stats import tost
 from mamba_mi.report.paths_words import (
-    caveats,
+    ATTENTION,
+    ORDINARY,
     differences,
     levels,
     listed,
@@ -30,12 +32,10 @@ COMPARED = ("probability", "max_probability")
 
 
 @dataclass(frozen=True)
-class Knobs:
+class Knobs(_paths.Knobs):
     """`tolerance`: the largest difference of a probability that passes; "auto" goes by the run's dtype (TOLERANCES)."""
 
     tolerance: Any = "auto"
-    batch: int = 32
-    resamples: int = 2000
 
 
 class ComparePaths(Paths):
@@ -43,7 +43,6 @@ class ComparePaths(Paths):
 
     Knobs = Knobs
     question = "Does the model answer the same on the attention path as on the ordinary one?"
-    figures = ("paths_violins",)
     metrics = ("probability", "max_probability", "hit", PREDICTION, DEVIATION)
 
     def check(self) -> None:
@@ -101,7 +100,7 @@ class ComparePaths(Paths):
             sides = {path: {"pred": self.predicted(predicted[i][n]), "pred_id": int(predicted[i][n]),
                             "hit": bool(numbers["hit"][i][n]), "true_prob": float(numbers["probability"][i][n]),
                             "max_prob": float(numbers["max_probability"][i][n])}
-                     for i, path in enumerate((ORDINARY, ATTENTION))}
+                     for i, path in enumerate(PATHS)}
             differs = ["hit", "prediction"] if sides[ORDINARY]["hit"] != sides[ATTENTION]["hit"] else ["prediction"]
             found.append({"prompt_id": ids[n], "text": prompt.text, "target": prompt.target, "differs": differs, **sides})
         return sorted(found, key=lambda m: -abs(m[ORDINARY]["true_prob"] - m[ATTENTION]["true_prob"]))
@@ -114,9 +113,6 @@ class ComparePaths(Paths):
 
     def findings(self, summary):
         return [*levels(summary), *differences(summary)]
-
-    def caveats(self, summary):
-        return caveats(summary)
 
     def verdict(self, summary):
         return verdict(summary)

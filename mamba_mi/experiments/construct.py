@@ -5,7 +5,6 @@ Experiments that need prompts the model knows take those that are hits on both p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -13,27 +12,17 @@ from mamba_mi.data import Prompt
 from mamba_mi.data.reading import printable
 from mamba_mi.experiments._paths import PATHS, Paths, both
 from mamba_mi.measure.effects import PREDICTION
-from mamba_mi.report.paths_words import caveats, levels, table_of_levels
+from mamba_mi.report.paths_words import levels, table_of_levels
 
 METRIC_OF = {"true_prob": "probability", "false_prob": "false_probability", "max_prob": "max_probability", "hit": "hit",
              "pred_id": PREDICTION, "target_logprob": "target_logprob"}
 OURS = ("prompt_id", "path", *METRIC_OF, "pred", "target_id", "n_tokens")
 
 
-@dataclass(frozen=True)
-class Knobs:
-    """The keys of conf/method/construct.yaml."""
-
-    batch: int = 32
-    resamples: int = 2000
-
-
 class Construct(Paths):
     """artifacts/construct.parquet: a row a prompt and path."""
 
-    Knobs = Knobs
     question = "What does the model answer to every prompt, on the ordinary and on the attention path?"
-    figures = ("paths_violins",)
     metrics = tuple(METRIC_OF.values())
 
     def tables(self, effects, items):
@@ -66,10 +55,6 @@ class Construct(Paths):
 
     def findings(self, summary):
         return levels(summary)
-
-    def caveats(self, summary):
-        return caveats(summary)
-
 
 def _source(prompt: Prompt) -> Mapping:
     """The record a prompt came from, or what the prompt itself says where the data set has none."""

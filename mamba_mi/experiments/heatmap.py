@@ -16,7 +16,7 @@ from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.data import Dataset, Prompt, batches
 from mamba_mi.data.alignment import aligned
 from mamba_mi.data.sources import check_names
-from mamba_mi.experiments import Experiment, _knockouts
+from mamba_mi.experiments import Experiment, _knockouts, at_least
 from mamba_mi.interventions import Knockout
 from mamba_mi.interventions.knockout import CONVS, SPANS
 from mamba_mi.measure.answers import answers
@@ -37,8 +37,7 @@ class Knobs:
     query: str = "last"
     prompts: Any = None
     best: int | None = None
-    metrics: list[str] = field(default_factory=lambda: ["probability", _knockouts.RELATIVE, "hit", "log_probability",
-                                                        "logit_difference"])
+    metrics: list[str] = field(default_factory=lambda: list(_knockouts.DEFAULT))
     batch: int = 32
     resamples: int = 2000
 
@@ -79,9 +78,7 @@ class Heatmap(Experiment):
         for key, asked, known in (("conv", knobs.conv, CONVS), ("span", knobs.span, SPANS), ("query", [knobs.query], QUERIES),
                                   ("metrics", knobs.metrics, _knockouts.KNOWN)):
             check_names(f"method.{key}", asked, known)
-        for key, least in (("best", 1), ("batch", 1), ("resamples", 20)):
-            if getattr(knobs, key) is not None and getattr(knobs, key) < least:
-                raise UserError(f"method.{key}={getattr(knobs, key)}: give at least {least}")
+        at_least(knobs, best=1, batch=1, resamples=20)
         _check_prompts(knobs)
 
     def candidates(self, load):

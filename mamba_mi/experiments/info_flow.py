@@ -17,8 +17,8 @@ import torch
 from mamba_mi.config import UserError, did_you_mean, stream
 from mamba_mi.data.sources import NONE, RANDOM, is_named, named, positions
 from mamba_mi.experiments import Experiment, _info_flow_knobs
-from mamba_mi.experiments._info_flow_knobs import ALL, HEADLINE, Knobs
-from mamba_mi.experiments._knockouts import measure, table, window_starts
+from mamba_mi.experiments._info_flow_knobs import ALL, Knobs
+from mamba_mi.experiments._knockouts import RELATIVE, measure, table, window_starts
 from mamba_mi.interventions.knockout import Knockout
 from mamba_mi.measure.timescale import horizons, thirds
 from mamba_mi.report import knockout_caveats, knockout_words
@@ -218,7 +218,7 @@ def _together(rows, width: int) -> tuple[int, ...] | torch.Tensor:
 
 def _demand_rounding(values_SBM, clean_SBM, metrics, dtype) -> None:
     """A knockout without sources goes the way of every knockout, and must give the plain forward's numbers."""
-    measured = [name for name in metrics if name != HEADLINE]  # the probability, if it is not among them, comes last
+    measured = [name for name in metrics if name != RELATIVE]  # the probability, if it is not among them, comes last
     smooth = [i for i in range(values_SBM.shape[-1]) if measured[i:i + 1] != ["hit"]]
     off_SBM = ((values_SBM - clean_SBM).abs() / clean_SBM.abs().clamp(min=1))[..., smooth]
     if not off_SBM.max() <= ROUNDING * torch.finfo(dtype).eps:

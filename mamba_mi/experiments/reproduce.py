@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from mamba_mi import references
 from mamba_mi.config import UserError
@@ -21,7 +20,6 @@ from mamba_mi.experiments._knockouts import RELATIVE, measure, table
 from mamba_mi.experiments._reproduce_cells import NOTHING, knockouts
 from mamba_mi.experiments._reproduce_compare import compare
 from mamba_mi.experiments._reproduce_prompts import candidates, needs_counterfact
-from mamba_mi.measure.answers import answers, reader
 from mamba_mi.references import KINDS, Reference
 from mamba_mi.report import reproduce_words as words
 
@@ -117,14 +115,11 @@ class Reproduce(Experiment):
                     for s, cell in enumerate(cells)}
         return table(batch, KNOCKED, [cell.columns() for cell in cells], values, baselines, left_out)
 
-    @torch.no_grad()
     def _as_it_is(self, batch) -> pa.Table:
-        """The answers with nothing blocked: one forward, value and baseline alike."""
+        """The answers with nothing blocked: the clean run, value and baseline alike."""
         metrics = sorted({"probability", *(n.metric for n in self.reference.numbers if not n.blocked)})
-        told = answers(batch, metrics, self.lm.device)
-        resid_BLD, _ = self.lm.through(self.lm.embed(batch.tokens_BL), keep=False)
-        values_SBM = reader(metrics, told, None)(self.lm.unembed(resid_BLD[:, -1:])[None])
-        return table(batch, metrics, [NOTHING.columns()], values_SBM, values_SBM)
+        _, clean_SBM = measure(self.lm, batch, [()], metrics, memory=self.setting.memory, ledger=self.setting.ledger)
+        return table(batch, metrics, [NOTHING.columns()], clean_SBM, clean_SBM)
 
     def tables(self, effects, items):
         bare = {i: x for n in self.published.numbers if n.metric == "probability" and not n.blocked for i, x in n.values.items()}

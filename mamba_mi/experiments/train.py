@@ -17,7 +17,7 @@ from mamba_mi import models
 from mamba_mi.config import UserError
 from mamba_mi.data import Batch, batches
 from mamba_mi.data.facts import world
-from mamba_mi.experiments import Experiment
+from mamba_mi.experiments import Experiment, at_least
 from mamba_mi.measure.effects import effects
 from mamba_mi.training import Recipe, checkpointing, fit, packing
 from mamba_mi.training.examination import exam, grades, marks
@@ -61,9 +61,7 @@ class Train(Experiment):
     family = ()
 
     def check(self) -> None:
-        for key in ("steps", "batch", "checkpoint_every", "eval_every"):
-            if getattr(self.knobs, key) < 1:
-                raise UserError(f"method.{key}={getattr(self.knobs, key)}: give at least 1")
+        at_least(self.knobs, steps=1, batch=1, checkpoint_every=1, eval_every=1)
         if self.knobs.length < packing.SHORTEST:
             raise UserError(f"method.length={self.knobs.length}: the tasks need {packing.SHORTEST} tokens or more")
         self.papers = self._exam(self.knobs.examined)

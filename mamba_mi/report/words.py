@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "–"
+RELATIVE = "relative_probability"  # p in % of the clean run's, whose baseline is 100: its mean change is the field's change in %
 HEADLINE = "normalised_logit_difference"  # of patching: figures and sentences are about it
 ALPHA = 0.05
 TINY = 5e-4  # a mean whose interval ends are all smaller is written with a power of ten
@@ -21,7 +22,7 @@ ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subjec
          "subject_last": "last subject token", "after_subject": "first token after subject",
          "further": "further tokens", "other": "other tokens", "relation": "relation",
          "between": "between", "last": "last token"}
-METRICS = {"relative_probability": "relative probability (%)"}
+METRICS = {RELATIVE: "relative probability (%)"}
 HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_size": "effect size",
             "window_size": "window", "window_start": "start", "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)",
             "control_p": "p (control)",
@@ -127,9 +128,9 @@ def too_few(n: int) -> list[str]:
 
 def without_ratio(summary: Sequence[dict]) -> list[str]:
     """Prompts that have a probability but no change of it in %."""
-    n = {name: max((row["n"] for row in summary if row["metric"] == name), default=0) for name in ("probability", "relative_probability")}
-    missing = n["probability"] - n["relative_probability"]
-    if not n["relative_probability"] or missing <= 0:
+    n = {name: max((row["n"] for row in summary if row["metric"] == name), default=0) for name in ("probability", RELATIVE)}
+    missing = n["probability"] - n[RELATIVE]
+    if not n[RELATIVE] or missing <= 0:
         return []
     return [f"In {missing} of {n['probability']} prompts the answer's clean probability is 0 in this arithmetic: no change in % "
             "exists for them, and they are left out of it; log probability has them."]
