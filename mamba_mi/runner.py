@@ -27,6 +27,7 @@ from mamba_mi.experiments import Experiment, Setting
 from mamba_mi.measure.controls import control_rows, judge, parted
 from mamba_mi.measure.selection import Selection, select
 from mamba_mi.measure.summary import summarise
+from mamba_mi.models import variants
 from mamba_mi.report import console as tables
 from mamba_mi.report.run import write_report
 from mamba_mi.report.tables import read_run
@@ -40,6 +41,7 @@ from mamba_mi.runs.prompts import fates, prompt_records
 from mamba_mi.runs.store import Store
 
 console = Console()
+MODEL_KEYS = ("name", "variant", "path", "hub", "tokenizer", "sizes")  # what else a model's YAML has is the variant's own
 
 
 class Refuted(UserError):
@@ -62,7 +64,7 @@ class Built:
                 "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
                                  **({"data": self.dataset.fingerprint} if self.dataset else {})},
                 "model": {"variant": self.lm.config.variant, "layers": self.lm.config.n_layer,
-                          "parameters": sum(x.numel() for x in self.lm.parameters())}}
+                          "parameters": sum(x.numel() for x in self.lm.parameters()), "about": variants.about(self.lm.config)}}
 
 
 def run(cfg: DictConfig) -> Path | None:
@@ -143,6 +145,7 @@ def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
     model, how = settings["model"], {"backend": settings["backend"]["name"], "device": settings["device"],
                                      "dtype": settings["dtype"]}
     source = model["path"] or model["hub"] or model["name"]
+    how["options"] = {key: value for key, value in model.items() if key not in MODEL_KEYS}
     if kind.fresh_model:
         return models.blank(source, tokenizer=model["tokenizer"], seed=settings["seed"], **how)
     lm = models.load(source, tokenizer=model["tokenizer"], **how)

@@ -197,6 +197,9 @@ class Trace:
         return [(0, [knockout.here(rows, self.offset, self._end, self.offset == self._start)
                      for _, knockout in self._at[site]])]
 
+    def routed(self, layer: int, choice_BL: Tensor) -> None:
+        """Which expert each token of this layer was sent to; the cone counts what its jobs change."""
+
     def again(self, site: Site, x: Tensor, blocks: Sequence[int], at: int) -> Tensor:
         """Edits on a value of `blocks`, one after another on axis 0, that a knockout makes a second time: not counted."""
         if not self.edits(site):

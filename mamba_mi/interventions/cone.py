@@ -20,7 +20,6 @@ from torch import Tensor
 
 from mamba_mi.config import UserError
 from mamba_mi.interventions.knockout import Knockout
-from mamba_mi.models.knocking import BEFORE
 from mamba_mi.trace import BLIND, KNOCKOUT, NeverReached, Site, Trace
 
 Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
@@ -35,6 +34,8 @@ class Ledger:
     edits: Counter = field(default_factory=Counter)
     token_layers: int = 0
     halvings: int = 0
+    routed: Counter = field(default_factory=Counter)  # of each layer with experts: tokens of jobs that were sent to one
+    flips: Counter = field(default_factory=Counter)  # and those sent to another than in the clean run beside
 
 
 def evaluate(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory: int = MEMORY,
@@ -62,9 +63,9 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
     ledger = Ledger() if ledger is None else ledger
     embedded_BLD = lm.embed(tokens_BL) if embedded_BLD is None else embedded_BLD
     groups: dict[int, list[int]] = defaultdict(list)
-    length, prefix = tokens_BL.shape[1], _prefix(lm, embedded_BLD, sets, memory)
+    length, (prefix, late) = tokens_BL.shape[1], _prefix(lm, embedded_BLD, sets, memory)
     for number, interventions in enumerate(sets):
-        groups[min(_first_position(interventions, length, prefix), length - (tail or 1))].append(number)
+        groups[min(_first_position(interventions, length, late), length - (tail or 1))].append(number)
     out: dict[int, tuple[Tensor, Tensor]] = {}
     past, reached = None, 0
     for position in sorted(groups):
@@ -115,6 +116,8 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, le
     x = lm.normed(resid[:, -tail:], trace.last_only(tail))
     trace.close()
     ledger.edits.update(trace.fired)
+    ledger.routed.update(trace.choices)
+    ledger.flips.update(trace.flips)
     # some jobs at a time, so that their logits are read while they are in cache
     wide = lm.config.padded_vocab if only_BX is None else only_BX.shape[1]
     size = max(1, READ // (rows * tail * wide))
@@ -132,6 +135,8 @@ class _Jobs(Trace):
         self.rows, self.active = rows, 0
         self.begin(offset, end - offset)
         self.fired: Counter[str] = Counter()
+        self.choices: Counter[int] = Counter()
+        self.flips: Counter[int] = Counter()
         self._met: dict[tuple[int, int, Site], set[int]] = {}
         self._jobs: dict[Site, list[tuple[int, int, object]]] = defaultdict(list)
         self._masks: dict[tuple, tuple] = {}
@@ -188,8 +193,13 @@ class _Jobs(Trace):
             self._masks[knockout.alike] = known
         return known
 
-    def before(self, layer):
-        return [self.prefix.kept(Site(layer, name)) for name in BEFORE]
+    def before(self, layer, names):
+        return [self.prefix.kept(Site(layer, name)) for name in names]
+
+    def routed(self, layer, choice_BL):
+        clean_BL, *jobs = choice_BL.split(self.rows)
+        self.choices[layer] += sum(choice_BL.numel() for choice_BL in jobs)
+        self.flips[layer] += sum(int((choice_BL != clean_BL).sum()) for choice_BL in jobs)
 
     def _acting(self, site, block):
         return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]
@@ -203,21 +213,25 @@ class _Jobs(Trace):
                     raise NeverReached(f"never reached at site {site}: {where}; the prompt has {self._end} tokens")
 
 
-def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> Trace:
-    """Keeps of the clean prefix what knockouts read of it, so that a job starts at its query and not at its source.
+def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> tuple[Trace, bool]:
+    """Keeps of the clean prefix what knockouts read of it, and says whether a job may start at its query.
 
-    Keeps nothing where that would not fit into `memory`: then jobs start at their sources.
+    It starts at its source instead where the prefix would not fit into `memory`, or a layer can't do without.
     """
-    layers = {site.layer for interventions in sets for i in interventions for site in i.sites if site.name == KNOCKOUT}
+    knocked = {site.layer for interventions in sets for i in interventions for site in i.sites if site.name == KNOCKOUT}
+    layers = [layer for layer in lm.layers if layer.layer in knocked]
+    if not layers or any(layer.BEFORE is None for layer in layers):
+        return BLIND, False
+    sites = [Site(layer.layer, name) for layer in layers for name in layer.BEFORE]
     rows, length, _ = embedded_BLD.shape
-    widths = sum(math.prod(lm.widths[name]) for name in BEFORE)
-    fits = 4 * widths * rows * length * len(layers) <= memory
-    return Trace(keep=[Site(layer, name) for layer in layers for name in BEFORE]) if layers and fits else BLIND
+    if 4 * rows * length * sum(math.prod(lm.widths[site.name]) for site in sites) > memory:
+        return BLIND, False
+    return Trace(keep=sites) if sites else BLIND, True
 
 
-def _first_position(interventions, length: int, prefix: Trace) -> int:
+def _first_position(interventions, length: int, late: bool) -> int:
     first = min((i.first(length) for i in interventions), default=length - 1)
-    if not prefix.keep:
+    if not late:
         first = min([first, *(i.reads_from(length) for i in interventions if isinstance(i, Knockout))])
     if not 0 <= first < length:
         raise NeverReached(f"never reached: position {first}; the prompt has {length} tokens")
@@ -229,6 +243,9 @@ def _first_layer(lm, interventions) -> int:
     depth = lm.config.n_layer
     sites = [site for i in interventions for site in i.sites]
     for site in sites:
+        if site.name == KNOCKOUT and site.layer < depth and site.layer not in lm.mixing:
+            raise UserError(f"knockout at layer {site.layer}: it mixes no tokens in {lm.name}; layers "
+                            f"{', '.join(map(str, lm.mixing))} do")
         if site not in lm.sites and not (site.name == KNOCKOUT and site.layer < depth):
             raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1} and sites "
                                f"{', '.join(lm.sites.names)}")
@@ -237,13 +254,10 @@ def _first_layer(lm, interventions) -> int:
 
 def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, memory: int) -> int:
     """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
-    c, (prompts, whole, _) = lm.config, embedded_BLD.shape
+    prompts, whole, _ = embedded_BLD.shape
     length = whole - position
-    inner = 12 * c.d_inner + 4 * c.d_model  # projections, conv, gate, norm and their temporaries, a token
-    mixing = c.heads * min(length, 64) * 6 if c.variant == "mamba2" else 3 * c.d_inner * c.d_state // length + 1
-    if any(site.name in ("write", "state") for interventions in sets for i in interventions for site in i.sites):
-        mixing += 2 * c.d_inner * c.d_state  # the token loop holds every write
+    watched = any(site.name in ("write", "state") for interventions in sets for i in interventions for site in i.sites)
     knocked = [Counter(site for i in interventions for site in i.sites if site.name == KNOCKOUT) for interventions in sets]
     again = max((count for sites in knocked for count in sites.values()), default=0)  # scans beside the first, a layer
-    row = (1 + again) * length * (inner + mixing) * 4
+    row = (1 + again) * length * lm.config.floats(length, watched) * 4
     return max(1, memory // (row * prompts) - 1)

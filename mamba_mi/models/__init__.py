@@ -5,45 +5,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from mamba_mi import backends
 from mamba_mi.config import UserError, did_you_mean, stream
-from mamba_mi.models import checkpoints, hub
+from mamba_mi.models import checkpoints, hub, variants
 from mamba_mi.models.checkpoints import save
 from mamba_mi.models.lm import LM, Past
+from mamba_mi.models.mixer import LayerNorm
 from mamba_mi.models.tokenizer import load_tokenizer
 
 __all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save"]
 
-EMBEDDED = {"tiny": Path(__file__).parent / "tiny", "tiny-mamba1": Path(__file__).parent / "tiny_mamba1"}
-HUB = {name: f"state-spaces/{name}" for name in (
-    "mamba-130m", "mamba-370m", "mamba-790m", "mamba-1.4b", "mamba-2.8b", "mamba-2.8b-slimpj",
-    "mamba2-130m", "mamba2-370m", "mamba2-780m", "mamba2-1.3b", "mamba2-2.7b")}
+EMBEDDED = variants.embedded()
+HUB = variants.published()
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 _last: dict[tuple, LM] = {}
 
 
 def load(name_or_path: str | Path, *, backend: str = "auto", device: str = "auto",
-         dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, cached: bool = True) -> LM:
+         dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, cached: bool = True,
+         options: Mapping | None = None) -> LM:
     """A model ready to read: eval mode, no gradients to its weights, backend bound.
 
     A name (`tiny`, `mamba2-1.3b`), a checkpoint folder, or a hub id. A folder's own tokenizer.json is used unless
-    `tokenizer` names another. `cached=False` gives a fresh copy, for training.
+    `tokenizer` names another. `cached=False` gives a fresh copy, for training. `options` say what a variant's checkpoint
+    does not (`variants.options`); None leaves one as it is published.
     """
     device, dtype = device_of(device), dtype_of(dtype)
     folder = _folder(str(name_or_path))
     weights = checkpoints.weights_file(folder)
     files = (*checkpoints.parts(weights), folder / "config.json", folder / "tokenizer.json", Path(str(tokenizer)))
-    key = (*map(_stamp, files), backend, device, dtype, str(tokenizer))
+    key = (*map(_stamp, files), backend, device, dtype, str(tokenizer), *sorted((options or {}).items()))
     if cached and key in _last:
         return _last[key]
     if cached:
         _last.clear()  # before the new one is made: two do not fit where one just fits
-    lm = _read(folder, weights, backend, device, dtype, tokenizer, Path(str(name_or_path)).name)
+    lm = _read(folder, weights, backend, device, dtype, tokenizer, Path(str(name_or_path)).name, options)
     if cached:
         _last[key] = lm
     return lm
@@ -56,12 +58,13 @@ def _stamp(path: Path) -> tuple:
     return str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _read(folder, weights, backend, device, dtype, tokenizer, name) -> LM:
-    module, config, embedding = checkpoints.read_config(folder)
+def _read(folder, weights, backend, device, dtype, tokenizer, name, options) -> LM:
+    tensors = cache(lambda: checkpoints.read_weights(weights))  # after the config, unless that is read off them
+    module, config, layout = checkpoints.read_config(folder, tensors, options)
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
     lm = _empty(module, config, backend, device, name, load_tokenizer(source) if source else None)
-    checkpoints.fill(lm, checkpoints.read_weights(weights), weights, dtype, device, embedding)
+    checkpoints.fill(lm, tensors(), weights, dtype, device, layout)
     lm.source, lm.fingerprint = str(folder), checkpoints.fingerprint(weights)
     return lm.eval().requires_grad_(False)
 
@@ -75,6 +78,8 @@ def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto",
     with torch.no_grad():
         lm.embedding.weight.normal_(std=embedding_std, generator=generator)
         lm.norm_f.weight.fill_(1.0)
+        if isinstance(lm.norm_f, LayerNorm):
+            lm.norm_f.bias.zero_()
         if lm.lm_head is not None:
             lm.lm_head.weight.normal_(std=embedding_std, generator=generator)
     for layer in lm.layers:
@@ -84,10 +89,11 @@ def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto",
 
 
 def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device: str = "auto",
-          dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, embedding_std: float = 0.15) -> LM:
+          dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, embedding_std: float = 0.15,
+          options: Mapping | None = None) -> LM:
     """An untrained model with the sizes and the tokenizer of a named one; its weights are not read."""
     folder = _folder(str(name_or_path))
-    config = checkpoints.read_config(folder).config
+    config = checkpoints.read_config(folder, options=options).config
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
     lm = fresh(checkpoints.published_config(config), generator=stream(seed, "initialise"), backend=backend, device=device,
@@ -100,7 +106,7 @@ def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device:
 def _empty(module, config, backend, device, name, tokenizer) -> LM:
     choice = backends.choose(backend, device)
     with torch.device("meta"):  # no random numbers are drawn, no memory is taken
-        return LM(config, module.Block, backends.get(choice.used), choice, name=name, tokenizer=tokenizer)
+        return LM(config, module, backends.get(choice.used), choice, name=name, tokenizer=tokenizer)
 
 
 def _folder(asked: str) -> Path:

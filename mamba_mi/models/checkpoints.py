@@ -1,21 +1,26 @@
 """Published checkpoints to our models and back, strictly: every tensor is accounted for, every shape checked.
 
-Two layouts are read, told apart by config.json: state-spaces and Hugging Face's. Their tensors have the same names but
-for the embedding's. One file may mix float16 and float32.
+A layout is a module that says how a format is known and what its names mean:
+    recognises(raw, names) -> bool         by its config.json, or its tensors' names where it has none (raw is None)
+    parse(raw, where, weights) -> module, Config; `weights()` say what no config does, None where they are not there
+    their_name(name, config) -> str        what a tensor of ours is called there
+    settle(theirs, config, where)          optional: take out of `theirs` what is known and held twice, or raise
+    published_config(config) -> dict       the config.json to write
+state-spaces' and Hugging Face's serve Mamba-1 and Mamba-2; other variants bring their own. One file may mix types.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from mamba_mi.config import UserError
-from mamba_mi.models import hugging_face, state_spaces
-from mamba_mi.models.state_spaces import published_config
+from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.models import hugging_face, state_spaces, variants
 from mamba_mi.models.weights import WEIGHTS, WHOLE, fingerprint, parts, read_weights, some, weights_file
 
 __all__ = ["WEIGHTS", "Published", "cast", "fill", "fingerprint", "parse_config", "parts", "published_config",
@@ -23,52 +28,83 @@ __all__ = ["WEIGHTS", "Published", "cast", "fill", "fingerprint", "parse_config"
 
 
 class Published(NamedTuple):
-    """What a config.json says: the variant's module, its Config, and what the layout calls the embedding."""
+    """What a checkpoint says of itself: the variant's module, its Config, and the layout it is in."""
 
     module: ModuleType
     config: object
-    embedding: str
+    layout: ModuleType
 
 
-def read_config(folder: Path) -> Published:
-    """What the folder's config.json says."""
-    path = folder / "config.json"
-    if not path.is_file():
+def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, options: Mapping | None = None) -> Published:
+    """What the folder's config.json, or for a format without one its tensors (`weights()`), say; `options` as the user says."""
+    path, raw = folder / "config.json", None
+    if path.is_file():
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = raw if isinstance(raw, Mapping) else {}
+        except (ValueError, UnicodeDecodeError) as e:
+            raise UserError(f"{path}: not valid JSON ({e})") from None
+    elif weights is None:
         raise UserError(f"{folder}: no config.json; a checkpoint is a folder with config.json and {' or '.join(WHOLE)}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from None
-    layout = _layout(raw, str(path))
-    return Published(*layout.parse(raw, str(path)), layout.EMBEDDING)
+    where = str(path if raw is not None else folder)
+    layout = _layout(raw, where, weights)
+    module, config = layout.parse(raw, where, weights)
+    return Published(module, _with_options(module, config, options or {}), layout)
 
 
 def parse_config(raw: Mapping, where: str = "config") -> tuple[ModuleType, object]:
     """The variant's module and its Config from a published config mapping; what is not built raises."""
-    return _layout(raw, where).parse(raw, where)
+    return _layout(raw, where, None).parse(raw, where, None)
 
 
-def _layout(raw, where):
-    keys = set(raw) if isinstance(raw, Mapping) else set()
-    kind = raw["model_type"] if "model_type" in keys else None
-    known = isinstance(kind, str) and kind in hugging_face.MODULES
-    # first, because converted checkpoints keep d_model, n_layer and ssm_cfg beside transformers' keys
-    if known and "hidden_size" in keys:
-        return hugging_face
-    if {"d_model", "n_layer", "vocab_size"} <= keys:
-        return state_spaces
-    if known:
-        return hugging_face
+def _layouts() -> list[ModuleType]:
+    own = [module for module in variants.modules().values() if hasattr(module, "recognises")]
+    # Hugging Face's first, because converted checkpoints keep d_model, n_layer and ssm_cfg beside transformers' keys
+    return [*own, hugging_face, state_spaces]
+
+
+def _layout(raw, where, weights) -> ModuleType:
+    names = set(weights() if raw is None else ())
+    for layout in _layouts():
+        if layout.recognises(raw, names):
+            return layout
+    if raw is None:
+        raise UserError(f"{where}: no config.json, and its tensors are those of no model built here ({some(sorted(names))})")
+    kind = raw.get("model_type")
     said = "no d_model" if kind is None else f"model_type={kind!r}"
     raise UserError(f"{where}: the config of no model built here ({said}); it needs d_model, n_layer, vocab_size and "
                     f"ssm_cfg (state-spaces), or model_type {' or '.join(hugging_face.MODULES)} (Hugging Face)")
 
 
+def _with_options(module, config, asked: Mapping):
+    known = variants.options(module)
+    for name, value in asked.items():
+        if name not in known:
+            raise UserError(f"model.{name}: a {config.variant} has no such option; it has {', '.join(known) or 'none'}")
+        if value is not None and value not in known[name]:
+            raise UserError(f"model.{name}={value}: there are {', '.join(map(str, known[name]))}"
+                            f"{did_you_mean(str(value), [str(x) for x in known[name]])}")
+    return replace(config, **{name: value for name, value in asked.items() if value is not None})
+
+
+def published_config(config) -> dict:
+    """The config.json that this model is saved with."""
+    return _writer(config).published_config(config)
+
+
+def _writer(config) -> ModuleType:
+    module = variants.modules()[config.variant]
+    return module if hasattr(module, "published_config") else state_spaces
+
+
 def fill(lm, weights: Mapping[str, torch.Tensor], where: Path, dtype: torch.dtype, device: str,
-         embedding: str = state_spaces.EMBEDDING) -> None:
+         layout: ModuleType = state_spaces) -> None:
     """Give a model built on the meta device its weights; missing, unexpected and misshapen tensors raise, all named."""
-    ours = {_their_name(name, embedding): x for name, x in lm.state_dict().items()}
+    their_name = {name: layout.their_name(name, lm.config) for name in lm.state_dict()}
+    ours = {their_name[name]: x for name, x in lm.state_dict().items()}
     theirs = dict(weights)
+    if hasattr(layout, "settle"):
+        layout.settle(theirs, lm.config, where)
     head = theirs.pop("lm_head.weight", None) if lm.config.tie_embeddings else None
     missing, unexpected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
     if missing or unexpected:
@@ -78,11 +114,11 @@ def fill(lm, weights: Mapping[str, torch.Tensor], where: Path, dtype: torch.dtyp
              for name, x in ours.items() if theirs[name].shape != x.shape]
     if wrong:
         raise UserError(f"{where}: {some(wrong)}")
-    if head is not None and not torch.equal(head, theirs[_their_name("embedding.weight", embedding)]):
+    if head is not None and not torch.equal(head, theirs[their_name["embedding.weight"]]):
         raise UserError(f"{where}: lm_head.weight differs from the embedding, but the config ties them (tie_embeddings)")
     precise = torch.promote_types(dtype, torch.float32)
     # one tensor at a time, so that a large checkpoint is never held twice
-    lm.load_state_dict({n: theirs.pop(_their_name(n, embedding)).to(
+    lm.load_state_dict({n: theirs.pop(their_name[n]).to(
         device, precise if _is_precise(lm, n) else dtype, copy=True) for n in lm.state_dict()}, assign=True)
 
 
@@ -94,29 +130,21 @@ def cast(lm, dtype: torch.dtype, device: str) -> None:
 
 
 def _is_precise(lm, name: str) -> bool:
-    inner = name.split(".", 2)[2] if name.startswith("layers.") else name
-    return inner in ("norm_f.weight", *lm.layers[0].float32_parameters)
-
-
-def _their_name(name: str, embedding: str) -> str:
-    if name == "lm_head.weight":
-        return name
-    parts = name.split(".", 2)
-    if parts[0] == "embedding":
-        name = f"{embedding}.{parts[1]}"
-    elif parts[0] == "layers" and not parts[2].startswith("norm."):
-        name = f"layers.{parts[1]}.mixer.{parts[2].replace('gated_norm.', 'norm.')}"
-    return f"backbone.{name}"
+    if not name.startswith("layers."):
+        return name.startswith("norm_f.")
+    _, layer, inner = name.split(".", 2)
+    return inner in lm.layers[int(layer)].float32_parameters
 
 
 def save(lm, folder: str | Path) -> None:
-    """Write the model in the state-spaces layout, as config.json and model.safetensors, with its tokenizer.json."""
+    """Write the model in its published layout (Mamba: state-spaces'), as config.json and model.safetensors, with its
+    tokenizer.json."""
     from safetensors.torch import save_file
 
     folder, config = Path(folder), published_config(lm.config)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {_their_name(n, state_spaces.EMBEDDING): x.detach().cpu().contiguous()
-               for n, x in lm.state_dict().items()}
+    layout = _writer(lm.config)
+    weights = {layout.their_name(n, lm.config): x.detach().cpu().contiguous() for n, x in lm.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     if lm.tokenizer is not None:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from mamba_mi.config import UserError
-from mamba_mi.models import mamba1, mamba2
+from mamba_mi.models import mamba1, mamba2, state_spaces
 from mamba_mi.models.state_spaces import check_heads, check_sizes
 
-EMBEDDING = "embeddings"  # backbone.embeddings.weight
 OURS = {"state_size": "d_state", "conv_kernel": "d_conv", "expand": "expand", "time_step_rank": "dt_rank",
         "head_dim": "headdim", "n_groups": "ngroups", "time_step_limit": "dt_limit"}
 # what a config that leaves them out means to transformers; Mamba-2's are Codestral's sizes
@@ -30,7 +29,18 @@ BUILT = {"use_bias": (False,), "use_conv_bias": (True,), "hidden_act": ("silu", 
          "residual_in_fp32": (True, False), "quantization_config": (None,)}
 
 
-def parse(raw: Mapping, where: str) -> tuple[ModuleType, object]:
+def recognises(raw: Mapping | None, names) -> bool:
+    kind = (raw or {}).get("model_type")
+    known = isinstance(kind, str) and kind in MODULES
+    return known and ("hidden_size" in raw or not state_spaces.recognises(raw, names))
+
+
+def their_name(name: str, config) -> str:
+    """As state-spaces', but for the embedding."""
+    return state_spaces.their_name(name, config, "embeddings")
+
+
+def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, object]:
     """The variant's module and its Config; what is not built raises."""
     kind = raw["model_type"]
     for key, built in BUILT.items():

@@ -19,8 +19,6 @@ from mamba_mi.config import UserError
 from mamba_mi.models.prefix import Loss, loss, lost, lost_states, smeared
 from mamba_mi.trace import Site
 
-BEFORE = ("in_proj", "dt")  # of a prefix: what its writes can be made from again
-
 
 class Selected(NamedTuple):
     """What a layer's scan is made of: its input, its step, B and C."""
@@ -29,6 +27,17 @@ class Selected(NamedTuple):
     dt_BLH: Tensor
     B_BLGN: Tensor
     C_BLGN: Tensor
+
+
+class Gone(NamedTuple):
+    """Queries, and what they lose: slots that write nothing, tokens out of the conv, tokens out of all conv taps but
+    their own slot's; `own` says whether the queries' own reading is made without the tokens too."""
+
+    queries_BLH: Tensor
+    slots_BT: Tensor
+    tokens_BT: Tensor
+    sides_BT: Tensor
+    own: bool
 
 
 class Removal(NamedTuple):
@@ -76,13 +85,13 @@ def _replaced(mixer, trace, here, again, watched, y_BLHP, u_BLC, selected, A_HN,
             _refuse_two_gradients(mixer, trace, removals)
         past = past and type(past)(*(_starts(x, row_R.cpu()) for x in past))
         if watched and losses:
-            gone_RHPN = lost_states(mixer, trace.before(mixer.layer), losses, len(row_R), A_HN)
+            gone_RHPN = lost_states(mixer, trace.before(mixer.layer, mixer.BEFORE), losses, len(row_R), A_HN)
             past = past._replace(h_BHPN=spread(past.h_BHPN, len(row_R)) - gone_RHPN)
             losses = []
         clean = Selected(*(x[row_R] for x in selected))
         y_RLHP, C_RLGN = again(mixer, trace, blocks, removals, u_BLC[row_R], clean, A_HN, past)
     if losses:
-        y_RLHP = y_RLHP - lost(mixer, trace.before(mixer.layer), losses, C_RLGN, dt_RLH, A_HN).to(y_RLHP.dtype)
+        y_RLHP = y_RLHP - lost(mixer, trace.before(mixer.layer, mixer.BEFORE), losses, C_RLGN, dt_RLH, A_HN).to(y_RLHP.dtype)
     heads = max(removal.queries_BLH.shape[2] for removal in removals)
     queries_RLH1 = torch.cat([removal.queries_BLH.expand(-1, -1, heads) for removal in removals])[..., None].to(device)
     if len(set(blocks)) == len(blocks):
@@ -150,38 +159,52 @@ def _starts(x: Tensor, row_R: Tensor) -> Tensor:
     return x if torch.equal(at_R, torch.arange(len(at_R)) % len(x)) else x[at_R]
 
 
+def gone(trace, layer: int, rows: int, length: int, config) -> list[tuple[int, Gone]]:
+    """What this layer's knockouts remove, with the number of the block of `rows` rows each acts in. For a mixer that
+    takes sources out by itself; masks of sources end where the pass ends, and may begin before it."""
+    found = trace.knockouts(layer, rows)
+    return [(block, each) for block, knockouts in found
+            for each in _once(trace, "gone", knockouts, lambda knockouts=knockouts: _gone(knockouts, length, config))]
+
+
 def _remembered(trace, knockouts: Sequence[tuple], length: int, config) -> list[Removal]:
-    """`_removals`, made once for all the layers that have these knockouts."""
-    key = trace.offset, *(id(knockout) for *_, knockout in knockouts)
+    """`_gone` cut at the pass's start."""
+    return _once(trace, "removals", knockouts, lambda: [
+        _removal(trace, *each, length, config.d_conv) for each in _gone(knockouts, length, config)])
+
+
+def _once(trace, what: str, knockouts: Sequence[tuple], make) -> list:
+    """Made once for all the layers that have these knockouts."""
+    key = what, trace.offset, *(id(knockout) for *_, knockout in knockouts)
     if key not in trace.memory:
-        trace.memory[key] = _removals(trace, knockouts, length, config)
+        trace.memory[key] = make()
     return trace.memory[key]
 
 
-def _removals(trace, knockouts: Sequence[tuple], length: int, config) -> list[Removal]:
+def _gone(knockouts: Sequence[tuple], length: int, config) -> list[Gone]:
     """One for each distinct set of sources that some query of a block loses; a query of several loses all theirs."""
     by_head = any(knockout.heads or knockout.channels for *_, knockout in knockouts)
     acting_KBLH = torch.stack([queries_BL[:, -length:, None] & _heads(knockout, config, by_head)
                                for queries_BL, _, knockout in knockouts])
     patterns_XK = torch.unique(acting_KBLH.flatten(1), dim=1).T if len(knockouts) > 1 else torch.ones(1, 1, dtype=torch.bool)
-    found: dict[tuple, Removal] = {}
+    found: dict[tuple, Gone] = {}
     for pattern_K in patterns_XK:
         queries_BLH = (acting_KBLH == pattern_K[:, None, None, None]).all(dim=0)
         if not pattern_K.any() or not queries_BLH.any():
             continue
         acting = [k for k, acts in zip(knockouts, pattern_K, strict=True) if acts]
-        *gone, own = _together(acting, config.d_conv)
-        key = own, *(mask_BT.numpy().tobytes() for mask_BT in gone)
+        *masks, own = _together(acting, config.d_conv)
+        key = own, *(mask_BT.numpy().tobytes() for mask_BT in masks)
         if key in found:
-            found[key] = found[key]._replace(queries_BLH=found[key].queries_BLH | queries_BLH)
-        else:
-            found[key] = _removal(trace, queries_BLH, gone, own, length, config.d_conv)
+            queries_BLH = found[key].queries_BLH | queries_BLH
+        found[key] = Gone(queries_BLH, *masks, own)
     return list(found.values())
 
 
-def _removal(trace, queries_BLH, gone, own: bool, length: int, width: int) -> Removal:
+def _removal(trace, queries_BLH, slots_BT, tokens_BT, sides_BT, own: bool, length: int, width: int) -> Removal:
     """A removal over the whole prompt cut at the pass's start; equal losses are one, so that their rows go together."""
-    before = gone[0].shape[1] - length
+    gone = slots_BT, tokens_BT, sides_BT
+    before = slots_BT.shape[1] - length
     first = [mask_BT[:, :before] for mask_BT in gone]
     key = "loss", *(mask_BT.numpy().tobytes() for mask_BT in first)
     if key not in trace.memory:

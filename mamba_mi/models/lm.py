@@ -4,7 +4,7 @@ Shape legend: B batch, L length, D width, V padded vocabulary.
 """
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,10 +15,6 @@ from mamba_mi.backends import Choice, choose, get, reference
 from mamba_mi.config import UserError
 from mamba_mi.models.mixer import RMSNorm, State
 from mamba_mi.trace import BLIND, Site, Trace
-
-BLOCK_SITES = ("resid", "normed", "in_proj", "gate", "conv", "dt", "B", "C", "write", "state",
-               "scan_out", "gated", "out", "resid_out")
-OUTER_SITES = ("embed", "final_norm")
 
 
 @dataclass(frozen=True)
@@ -54,27 +50,36 @@ class LM(nn.Module):
     Logits of rows that pad the vocabulary are -inf. `tokenizer` is None when the checkpoint came without one.
     """
 
-    def __init__(self, config, block, backend, choice: Choice, *, name: str, tokenizer=None):
+    def __init__(self, config, variant, backend, choice: Choice, *, name: str, tokenizer=None):
         super().__init__()
         self.config, self.choice, self.name, self.tokenizer = config, choice, name, tokenizer
         self.source, self.fingerprint = "", ""
         self.embedding = nn.Embedding(config.padded_vocab, config.d_model)
-        self.layers = nn.ModuleList(block(config, i, backend) for i in range(config.n_layer))
-        self.norm_f = RMSNorm(config.d_model, config.eps)
+        self.layers = nn.ModuleList(variant.Block(config, i, backend) for i in range(config.n_layer))
+        for layer in self.layers:
+            layer.meet(self.layers)
+        self.norm_f = getattr(variant, "FinalNorm", RMSNorm)(config.d_model, config.eps)
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.d_model, config.padded_vocab, bias=False)
 
     @cached_property
     def sites(self) -> Sites:
-        inner = (Site(i, name) for i in range(self.config.n_layer) for name in BLOCK_SITES)
+        inner = (Site(i, name) for i, layer in enumerate(self.layers) for name in layer.SITES)
         return Sites((Site(-1, "embed"), *inner, Site(-1, "final_norm")))
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """The axes of each site's value beyond batch and position, by name: seen on one token, in one layer."""
-        with torch.no_grad(), Trace(keep=[site for site in self.sites if site.layer <= 0]) as trace:
+        """The axes of each site's value beyond batch and position, by name: seen on one token, in the first layers that have it."""
+        first = {site.name: site for site in reversed(self.sites)}  # where each is met first
+        with torch.no_grad(), Trace(keep=first.values()) as trace:
             resid_BLD = self.embed(torch.zeros(1, 1, dtype=torch.long), trace)
-            self.unembed(self.through(resid_BLD, trace=trace, last=1, keep=False)[0], trace)
+            last = 1 + max(site.layer for site in first.values())
+            self.unembed(self.through(resid_BLD, trace=trace, last=last, keep=False)[0], trace)
         return {site.name: tuple(x.shape[2:]) for site, x in trace.values.items()}
+
+    @cached_property
+    def mixing(self) -> tuple[int, ...]:
+        """The layers that mix tokens, hence those a knockout can act in."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.MIXED)
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +123,7 @@ class LM(nn.Module):
         """
         last = self.config.n_layer if last is None else last
         offset, states = past.length if past else 0, []
+        self._check_length(offset + resid_BLD.shape[1])
         trace.join(offset, resid_BLD.shape[1])
         for i in range(first, last):
             resid_BLD, state = self.layers[i](resid_BLD, trace, past.of(i) if past else None, keep)
@@ -129,8 +135,8 @@ class LM(nn.Module):
         return self.logits(self.normed(resid_BLD, trace))
 
     def normed(self, resid_BLD: Tensor, trace=BLIND) -> Tensor:
-        """What the head reads."""
-        return trace(Site(-1, "final_norm"), self.norm_f(resid_BLD).to(self.dtype))
+        """What the head reads; of what is wider than the stream, the stream alone."""
+        return trace(Site(-1, "final_norm"), self.norm_f(resid_BLD[..., :self.config.d_model]).to(self.dtype))
 
     def logits(self, x_BLD: Tensor, only_BX: Tensor | None = None) -> Tensor:
         """What the head makes of it, in at least float32; with `only_BX` of a few tokens alone, row r's being
@@ -155,7 +161,7 @@ class LM(nn.Module):
         if layer < self.config.n_layer and layer >= 0:
             return self.layers[layer].reader(name)
         head_VD = (self.embedding if self.lm_head is None else self.lm_head).weight
-        return head_VD if name == "final_norm" else head_VD * self.norm_f.weight
+        return head_VD if name == "final_norm" else self.norm_f.read(head_VD)
 
     @torch.no_grad()
     def generate(self, tokens_BL: Tensor, n: int, *, trace=BLIND, temperature: float = 0.0, generator=None) -> Tensor:
@@ -176,10 +182,16 @@ class LM(nn.Module):
         for layer in self.layers:
             precise = type(layer)(self.config, layer.layer, reference).to(self.device).double()
             precise.load_state_dict(layer.state_dict())
+            precise.meet(self.layers)
             resid_BLD, _ = precise(resid_BLD, keep=False)
         head = self.embedding if self.lm_head is None else self.lm_head
-        x_BLD = torch.rms_norm(resid_BLD, resid_BLD.shape[-1:], self.norm_f.weight.double(), self.config.eps)
+        x_BLD = deepcopy(self.norm_f).double()(resid_BLD[..., :self.config.d_model])
         return x_BLD @ head.weight[:self.config.vocab_size].double().T
+
+    def _check_length(self, length: int) -> None:
+        if self.config.max_length is not None and length > self.config.max_length:
+            raise UserError(f"{length} tokens: {self.name} has filters of {self.config.max_length} (l_max) and cannot go beyond; "
+                            "give shorter prompts")
 
     def _check(self, tokens_BL: Tensor) -> None:
         if tokens_BL.ndim != 2 or tokens_BL.numel() == 0:

@@ -33,6 +33,7 @@ class Config:
     tie_embeddings: bool = True
     eps: float = 1e-5
     variant: str = "mamba1"
+    max_length = None  # no position is too late for a recurrence
 
     @property
     def d_inner(self) -> int:
@@ -43,6 +44,12 @@ class Config:
         """What a mixing matrix is had for, and how many there are: a channel has its own."""
         return "channels", self.d_inner
 
+    def floats(self, length: int, watched: bool) -> int:
+        """Numbers a token of a pass takes within a layer: projections, conv, gate, norm and their temporaries, the scan;
+        `watched` where every write is held."""
+        mixing = 3 * self.d_inner * self.d_state // length + 1
+        return 12 * self.d_inner + 4 * self.d_model + mixing + (2 * self.d_inner * self.d_state if watched else 0)
+
     @classmethod
     def of(cls, common: Mapping, ssm: Mapping) -> Config:
         """From a published config: the `common` sizes and what `ssm_cfg` overrides."""
@@ -51,6 +58,9 @@ class Config:
         return cls(**common, **{k: v for k, v in ssm.items() if k != "dt_rank"}, dt_rank=rank)
 
 
+PUBLISHED = {name: f"state-spaces/{name}" for name in (
+    "mamba-130m", "mamba-370m", "mamba-790m", "mamba-1.4b", "mamba-2.8b", "mamba-2.8b-slimpj")}
+PUBLISHED["miniplm-mamba-130m"] = "MiniLLM/MiniPLM-Mamba-130M"
 SSM_KEYS = {"d_state", "d_conv", "expand", "dt_rank"}  # what a published ssm_cfg may override here
 
 

@@ -36,6 +36,7 @@ class Config:
     tie_embeddings: bool = True
     eps: float = 1e-5
     variant: str = "mamba2"
+    max_length = None  # no position is too late for a recurrence
 
     @property
     def d_inner(self) -> int:
@@ -50,6 +51,12 @@ class Config:
         """What a mixing matrix is had for, and how many there are: the channels of a head share theirs."""
         return "heads", self.heads
 
+    def floats(self, length: int, watched: bool) -> int:
+        """Numbers a token of a pass takes within a layer: projections, conv, gate, norm and their temporaries, the scan;
+        `watched` where every write is held."""
+        mixing = self.heads * min(length, 64) * 6
+        return 12 * self.d_inner + 4 * self.d_model + mixing + (2 * self.d_inner * self.d_state if watched else 0)
+
     @classmethod
     def of(cls, common: Mapping, ssm: Mapping) -> Config:
         """From a published config: the `common` sizes and what `ssm_cfg` overrides."""
@@ -57,6 +64,8 @@ class Config:
         return cls(**common, **{k: v for k, v in ssm.items() if k not in ("dt_limit", "chunk_size")}, dt_limit=limit)
 
 
+PUBLISHED = {name: f"state-spaces/{name}" for name in (
+    "mamba2-130m", "mamba2-370m", "mamba2-780m", "mamba2-1.3b", "mamba2-2.7b")}
 SSM_KEYS = {"d_state", "d_conv", "expand", "headdim", "ngroups", "dt_limit", "chunk_size"}
 
 

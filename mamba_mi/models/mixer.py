@@ -1,4 +1,4 @@
-"""What Mamba-1 and Mamba-2 blocks share: the norm, the conv, the scan with its costly sites, initial values.
+"""What blocks share: norms, a layer's contract; of Mamba's the conv, the scan with its costly sites, initial values.
 
 Shape legend: B batch, L length, E inner, H heads, P head width, N state, G groups, C conv channels, K conv width.
 """
@@ -23,6 +23,22 @@ class State(NamedTuple):
     h_BHPN: Tensor
 
 
+class LayerNorm(nn.Module):
+    """LayerNorm with a bias, in at least float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps)
+
+    def read(self, weight: Tensor) -> Tensor:
+        """What a linear map reads before this norm, but for the scale of each token: the mean is taken off."""
+        read = weight * self.weight
+        return read - read.mean(dim=-1, keepdim=True)
+
+
 class RMSNorm(nn.Module):
     """RMSNorm in at least float32, over each of `groups` equal parts of the width."""
 
@@ -37,9 +53,22 @@ class RMSNorm(nn.Module):
         square = torch.linalg.vector_norm(parts, dim=-1, keepdim=True).square() / parts.shape[-1]
         return (parts * torch.rsqrt(square + self.eps)).flatten(-2).mul_(self.weight)
 
+    def read(self, weight: Tensor) -> Tensor:
+        """What a linear map reads before this norm, but for the scale of each token."""
+        return weight * self.weight
 
-class Mixer(nn.Module):
-    """A block that mixes tokens by a causal conv and a scan. Subclasses write `forward` in the paper's symbols."""
+
+class Layer(nn.Module):
+    """One layer of any variant: `resid_BLD, state = layer(resid_BLD, trace, past, keep)`.
+
+    What it takes and gives may be wider than D: past the residual stream it then carries what later layers read of this
+    one. A layer that is given too little raises.
+    """
+
+    SITES: tuple[str, ...] = ()  # in the order they are met
+    MIXED: str | None = None  # the site of what mixing the tokens gave; None where a layer mixes none
+    BEFORE: tuple[str, ...] | None = ()  # sites of the tokens before a pass that its knockouts read; None: they need the sources in the pass
+    float32_parameters: tuple[str, ...] = ()  # exponentiated or normalised: never narrower
 
     def __init__(self, config, layer: int, backend):
         super().__init__()
@@ -51,12 +80,27 @@ class Mixer(nn.Module):
 
     def reader(self, name: str) -> Tensor | None:
         """The linear map that reads this site next, out by width; None where what follows is not linear."""
+
+    def meet(self, layers) -> None:
+        """The model's layers are all there: one that reads others' weights takes them."""
+
+
+class Mixer(Layer):
+    """A block that mixes tokens by a causal conv and a scan. Subclasses write `forward` in the paper's symbols."""
+
+    SITES = ("resid", "normed", "in_proj", "gate", "conv", "dt", "B", "C", "write", "state", "scan_out", "gated", "out",
+             "resid_out")
+    MIXED = "scan_out"
+    BEFORE = ("in_proj", "dt")  # what the writes can be made from again
+
+    def reader(self, name: str) -> Tensor | None:
+        """The linear map that reads this site next, out by width; None where what follows is not linear."""
         if name == "gated":
             return self.out_proj.weight
         if name == "normed":
             return self.in_proj.weight
         # the norm's scale is one number a token: it changes no direction
-        return self.in_proj.weight * self.norm.weight if name == "resid" else None
+        return self.norm.read(self.in_proj.weight) if name == "resid" else None
 
     def convolve(self, u_BLC: Tensor, past: State | None, own_BLC: Tensor | None = None, keep: bool = False):
         """The conv after its SiLU, and its last inputs (None unless `keep`); `own_BLC` comes in by the current token's

@@ -11,14 +11,17 @@ from types import ModuleType
 from mamba_mi.config import UserError
 from mamba_mi.models import mamba1, mamba2
 
-EMBEDDING = "embedding"  # backbone.embedding.weight
 LAYERS = {"Mamba1": mamba1, "Mamba2": mamba2}
 UNBUILT = {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}}  # what other values would mean is not built
 RANKS, RANGES = ("dt_rank", "time_step_rank"), ("dt_limit", "time_step_limit")
 EPS = 1e-5  # of every norm: this layout has no key for another
 
 
-def parse(raw: Mapping, where: str) -> tuple[ModuleType, object]:
+def recognises(raw: Mapping | None, names) -> bool:
+    return raw is not None and {"d_model", "n_layer", "vocab_size"} <= set(raw)
+
+
+def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, object]:
     """The variant's module and its Config; what is not built raises."""
     for key, plain in UNBUILT.items():
         if raw.get(key, plain) not in (plain, None):
@@ -74,6 +77,18 @@ def _is_range(value) -> bool:
     except (TypeError, ValueError):
         return False
     return 0 <= low < high
+
+
+def their_name(name: str, config, embedding: str = "embedding") -> str:
+    """`layers.0.in_proj.weight` is `backbone.layers.0.mixer.in_proj.weight`."""
+    if name == "lm_head.weight":
+        return name
+    parts = name.split(".", 2)
+    if parts[0] == "embedding":
+        name = f"{embedding}.{parts[1]}"
+    elif parts[0] == "layers" and not parts[2].startswith("norm."):
+        name = f"layers.{parts[1]}.mixer.{parts[2].replace('gated_norm.', 'norm.')}"
+    return f"backbone.{name}"
 
 
 def published_config(config) -> dict:

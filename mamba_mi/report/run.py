@@ -55,7 +55,10 @@ def _setting(tables: RunTables) -> dict[str, str]:
 
 def _kind(model: dict) -> str:
     """What the checkpoint is, whatever it is called: a name and a folder may contradict each other."""
-    return f"{model['variant']}, {model['layers']} layers, {model['parameters']:,} parameters" if model else "not recorded"
+    if not model:
+        return "not recorded"
+    about = f"; {model['about']}" if model.get("about") else ""
+    return f"{model['variant']}, {model['layers']} layers, {model['parameters']:,} parameters{about}"
 
 
 def _measured(tables: RunTables) -> list[str]:

@@ -10,6 +10,7 @@ from mamba_mi import backends, data, experiments, models, references
 from mamba_mi.cli import values
 from mamba_mi.cli.composing import Composer
 from mamba_mi.config import typed
+from mamba_mi.models import variants
 from mamba_mi.runs import logbook, wandb_logbook
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -102,13 +103,16 @@ def test_a_data_sets_keys_are_its_modules_knobs(compose, dataset):
 @pytest.mark.parametrize("model", options("model"))
 def test_a_models_sizes_agree_with_each_other_and_with_its_name(compose, model):
     cfg = compose(f"model={model}").model
-    assert cfg.variant == ("mamba1" if model.startswith(("mamba-", "tiny-mamba1")) else "mamba2") and cfg.path is None
+    assert cfg.variant in variants.modules() and cfg.path is None
     if cfg.variant == "mamba2":
         assert cfg.sizes.n_heads * cfg.sizes.headdim == cfg.sizes.d_inner == 2 * cfg.sizes.d_model
-    else:
+    if cfg.variant == "mamba1":
         assert cfg.sizes.d_inner == 2 * cfg.sizes.d_model == 32 * cfg.sizes.dt_rank
-    if model not in models.EMBEDDED:
-        assert (cfg.hub, cfg.tokenizer) == (models.HUB[model], "EleutherAI/gpt-neox-20b")
+    if model in models.HUB:
+        assert cfg.hub == models.HUB[model] and cfg.tokenizer
+        assert model in variants.modules()[cfg.variant].PUBLISHED
+    if model.startswith(("mamba-", "mamba2-")):
+        assert cfg.tokenizer == "EleutherAI/gpt-neox-20b"
         assert parameters(cfg) == pytest.approx(named(model), rel=0.05)
 
 

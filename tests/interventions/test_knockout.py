@@ -11,7 +11,7 @@ from mamba_mi.config import stream
 from mamba_mi.data import facts
 from mamba_mi.interventions import Ledger
 from mamba_mi.models import load
-from mamba_mi.models.lm import BLOCK_SITES
+from mamba_mi.models.mixer import Mixer
 from mamba_mi.models.state_spaces import published_config
 from mamba_mi.trace import NeverReached
 from tests.available import BACKENDS
@@ -239,7 +239,7 @@ def test_gradients_through_a_knockout_are_their_finite_differences(variant, back
     lm, tokens_BL = model(variant, backend=backend), tokens(2, L)
     twice = {"write", "state"} | {"scan": set(), "conv": {"conv", "B"}, "both": {"conv", "B", "C"}}[conv]
     twice |= {"dt"} if variant == "mamba1" and conv != "scan" else set()
-    sites = [Site(-1, "embed"), Site(0, "state"), *(Site(1, n) for n in BLOCK_SITES if n not in twice), Site(2, "dt")]
+    sites = [Site(-1, "embed"), Site(0, "state"), *(Site(1, n) for n in Mixer.SITES if n not in twice), Site(2, "dt")]
     mix = torch.randn(2, 2, V, generator=stream(0, "mix"), dtype=torch.float64)
     knockout = Knockout(1, (6, -1), (3, 5, 8), conv, query_conv=conv == "both")
 

@@ -11,15 +11,16 @@ from mamba_mi.models import EMBEDDED
 from mamba_mi.training.checkpointing import weights_hash
 
 VARIANTS = {"tiny": "mamba2", "tiny-mamba1": "mamba1"}
+RECALL = dict.fromkeys(VARIANTS, 0.95)  # at least, of facts in words they were never told in
 
 
 def info(name: str) -> dict:
     return json.loads((EMBEDDED[name] / "training_info.json").read_text())
 
 
-def test_together_they_take_no_more_than_eight_megabytes():
+def test_each_takes_no_more_than_three_megabytes_beside_the_shared_vocabulary():
     assert set(EMBEDDED) == set(VARIANTS)
-    assert sum(path.stat().st_size for folder in EMBEDDED.values() for path in folder.rglob("*")) <= 8e6
+    assert all((folder / "model.safetensors").stat().st_size <= 3e6 for folder in EMBEDDED.values())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -33,7 +34,7 @@ def test_the_weights_are_those_that_were_examined(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_facts_in_words_they_were_never_told_in_are_recalled_as_the_examination_says(name):
     lm, told = models.load(name, device="cpu", dtype="float32"), info(name)["trained"]["recall_heldout"]
-    assert told["hit"] >= 0.95 and told["n"] == 1024
+    assert told["hit"] >= RECALL[name] and told["n"] == 1024
     prompts = facts.load(facts.Knobs(), lm.tokenizer, seed=0).prompts[:256]
     with torch.no_grad():
         answers = top_answers(lm, prompts, 128)

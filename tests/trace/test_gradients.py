@@ -5,13 +5,13 @@ from torch import Tensor
 
 from mamba_mi import Add, Edit, Replace, Scale, Site, StateEdit, Trace, UserError
 from mamba_mi.config import stream
-from mamba_mi.models.lm import BLOCK_SITES
+from mamba_mi.models.mixer import Mixer
 from mamba_mi.trace import NeverReached
 from tests.available import BACKENDS
 from tests.small import CONFIGS, small, tokens
 
 LAYER, LENGTH = 1, 6
-SITES = [Site(-1, "embed"), *(Site(LAYER, name) for name in BLOCK_SITES), Site(-1, "final_norm")]
+SITES = [Site(-1, "embed"), *(Site(LAYER, name) for name in Mixer.SITES), Site(-1, "final_norm")]
 EDITED = {"by-nothing": [],
           "below": [Edit(Site(0, "resid_out"), 1, Scale(0.5))],
           "at-every-site": [Edit(site, 2, Scale(0.7)) for site in SITES],

@@ -6,7 +6,7 @@ from oracles.hugging_face import transformers_model
 
 from mamba_mi import Add, Edit, Scale, Site, StateEdit, Trace, UserError, load
 from mamba_mi.hook_names import BLOCK, OTHER, OUTER
-from mamba_mi.models.lm import BLOCK_SITES, OUTER_SITES
+from mamba_mi.models.mixer import Mixer
 from mamba_mi.trace import NeverReached, site_name
 from tests.small import small, tokens
 
@@ -79,8 +79,8 @@ def test_each_name_of_transformerlens_is_what_passes_through_that_module(config,
 
 
 def test_every_name_of_the_table_is_a_site_and_every_site_but_write_has_one():
-    assert set(BLOCK.values()) == set(BLOCK_SITES) - {"write"}
-    assert set(OUTER.values()) == set(OUTER_SITES)
+    assert set(BLOCK.values()) == set(Mixer.SITES) - {"write"}
+    assert set(OUTER.values()) == {"embed", "final_norm"}
     assert not set(OTHER) & {*BLOCK, *OUTER}
     for name, ours in BLOCK.items():
         assert Site.of(f"blocks.3.{name}") == Site(3, ours) and site_name(name) == ours

@@ -1,0 +1,47 @@
+"""The variants there are: one module each, found by what it defines.
+
+A variant is a module with `Config`, `Block(config, layer, backend)` (a `mixer.Layer`), and
+    PUBLISHED     {name: hub id} of its public checkpoints
+    FinalNorm     the norm before the head, if it is not RMSNorm
+    OPTIONS       {name: values} that a checkpoint does not say and a user may (`model.modulate`), fields of its Config
+    ABOUT         what a reader of results must know of what is published under its name
+and, where its checkpoints have a format of their own, what `checkpoints` asks of a layout (see there).
+"""
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+
+HERE = Path(__file__).parent
+
+
+@cache
+def modules() -> dict[str, ModuleType]:
+    """Each variant's module by the variant's name."""
+    found = {info.name: import_module(f"mamba_mi.models.{info.name}") for info in iter_modules([str(HERE)]) if not info.ispkg}
+    return {name: module for name, module in found.items() if hasattr(module, "Block")}
+
+
+def published() -> dict[str, str]:
+    """The hub id of every published checkpoint that has a name here."""
+    return {name: repo for module in modules().values() for name, repo in module.PUBLISHED.items()}
+
+
+def embedded() -> dict[str, Path]:
+    """The folders of the weights that ship with the package: `tiny_mamba1` is `tiny-mamba1`."""
+    folders = sorted(path.parent for path in HERE.glob("*/config.json"))
+    return {folder.name.replace("_", "-"): folder for folder in folders}
+
+
+def options(module: ModuleType) -> dict[str, tuple]:
+    """What may be said of a variant's checkpoint besides its config, and with which values."""
+    return getattr(module, "OPTIONS", {})
+
+
+def about(config) -> str:
+    """What a reader of results must know of this model; empty where its name says it all."""
+    said = getattr(modules()[config.variant], "ABOUT", "")
+    return said(config) if callable(said) else said
