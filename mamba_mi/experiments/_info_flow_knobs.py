@@ -7,7 +7,7 @@ from typing import Any
 from mamba_mi.config import UserError
 from mamba_mi.data.sources import QUERIES, check_names
 from mamba_mi.experiments import at_least
-from mamba_mi.experiments._knockouts import DEFAULT, KNOWN, RELATIVE, window_starts
+from mamba_mi.experiments._knockouts import DEFAULT, KNOWN, RELATIVE, distinct, policies, windows
 from mamba_mi.interventions.knockout import CONVS, SPANS
 from mamba_mi.measure.timescale import THIRDS
 
@@ -35,9 +35,9 @@ class Knobs:
 
 def check(knobs: Knobs, lm) -> None:
     """Raise a UserError, one line, for the first knob that does not fit the model or the others."""
-    for size in windows(knobs, lm.config.n_layer):
+    for size in sizes(knobs, len(lm.mixing)):
         try:
-            window_starts(size, lm.config.n_layer)
+            windows(size, lm.mixing)
         except UserError as e:
             raise UserError(f"method.windows={knobs.windows}: {e}") from None
     check_names("method.query", [knobs.query], QUERIES)
@@ -45,7 +45,7 @@ def check(knobs: Knobs, lm) -> None:
         check_names(f"method.{key}", getattr(knobs, key), known)
     if RELATIVE not in knobs.metrics:
         raise UserError(f"method.metrics must hold {RELATIVE}: the headline is the change of the probability in %")
-    if not policies(knobs):
+    if not distinct(policies(knobs, lm.config.d_conv)):
         raise UserError("method.span=[token+conv] widens what conv=scan blocks: add scan to method.conv, or token to method.span")
     if knobs.query_conv and set(knobs.conv) == {"scan"}:
         raise UserError("method.query_conv=true goes with method.conv=[conv,both]: scan leaves the conv as it is")
@@ -57,20 +57,13 @@ def check(knobs: Knobs, lm) -> None:
 def is_scaled(knobs: Knobs, depth: int) -> bool:
     """Whether the published windows are made smaller for so shallow a model: both together, or one that does not fit. Sizes
     of one's own never are."""
-    sizes = set(knobs.windows)
-    return depth < DEPTH and sizes <= set(PUBLISHED) and (sizes == set(PUBLISHED) or max(sizes) > depth)
+    asked = set(knobs.windows)
+    return depth < DEPTH and asked <= set(PUBLISHED) and (asked == set(PUBLISHED) or max(asked) > depth)
 
 
-def windows(knobs: Knobs, depth: int) -> list[int]:
-    """The sizes of windows used in a model of so many layers, each once."""
+def sizes(knobs: Knobs, depth: int) -> list[int]:
+    """The sizes of windows used in a model of so many layers that mix tokens, each once."""
     if not knobs.windows:
         raise UserError("method.windows=[]: give at least one number of layers, such as [9,15]")
-    sizes = [max(1, size * depth // DEPTH) for size in knobs.windows] if is_scaled(knobs, depth) else knobs.windows
-    return list(dict.fromkeys(sizes))
-
-
-def policies(knobs: Knobs) -> list[tuple[str, str]]:
-    """The (conv, span) that are asked for and make sense: the slots after a source are widened under scan alone, for
-    `both` and `conv` take the token out of those slots already."""
-    return [(conv, span) for conv in CONVS for span in SPANS
-            if conv in knobs.conv and span in knobs.span and (conv == "scan" or span == "token")]
+    scaled = [max(1, size * depth // DEPTH) for size in knobs.windows] if is_scaled(knobs, depth) else knobs.windows
+    return list(dict.fromkeys(scaled))

@@ -13,6 +13,7 @@ from torch import Tensor
 from mamba_mi.config import UserError
 from mamba_mi.data import Batch
 from mamba_mi.interventions.cone import contrast
+from mamba_mi.interventions.knockout import CONVS, SPANS
 from mamba_mi.measure.answers import METRICS, answers, narrow, reader
 from mamba_mi.measure.effects import effects
 from mamba_mi.report.words import RELATIVE
@@ -21,11 +22,27 @@ DEFAULT = ("probability", RELATIVE, "hit", "log_probability", "logit_difference"
 KNOWN = tuple(name for name in METRICS if name not in ("kl", "rank")) + (RELATIVE,)
 
 
-def window_starts(size: int, depth: int) -> range:
-    """Where a window of `size` consecutive layers can start, with all of its layers in the model."""
-    if not 1 <= size <= depth:
-        raise UserError(f"a window of {size} layers: this model has {depth}; give 1-{depth}")
-    return range(depth - size + 1)
+def windows(size: int, mixing: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Every window of `size` consecutive layers of those that mix tokens, by its first layer."""
+    if not 1 <= size <= len(mixing):
+        raise UserError(f"a window of {size} layers: this model has {len(mixing)}; give 1-{len(mixing)}")
+    return {mixing[at]: tuple(mixing[at:at + size]) for at in range(len(mixing) - size + 1)}
+
+
+def policies(knobs, width: int) -> list[tuple[str, str]]:
+    """The (conv, span) that are asked for, in a model whose conv is so wide: without one (1) all are the same."""
+    if width == 1:
+        if "scan" not in knobs.conv or "token" not in knobs.span:
+            raise UserError(f"method.conv={list(knobs.conv)} method.span={list(knobs.span)}: this model has no conv, so there is "
+                            "conv=scan span=token alone")
+        return [("scan", "token")]
+    return [(conv, span) for conv in CONVS if conv in knobs.conv for span in SPANS if span in knobs.span]
+
+
+def distinct(asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Without those that say the same: the slots after a source are widened under scan alone, for `both` and `conv` take
+    the token out of those slots already."""
+    return [(conv, span) for conv, span in asked if conv == "scan" or span == "token"]
 
 
 def _read(metrics: Sequence[str]) -> list[str]:

@@ -58,7 +58,7 @@ class Heatmap(Experiment):
     @property
     def size(self) -> int:
         """Layers in a window: of a model with fewer than the default, a third of them."""
-        depth = self.lm.config.n_layer
+        depth = len(self.lm.mixing)
         return max(1, depth // 3) if depth < self.knobs.window == WINDOW else self.knobs.window
 
     @property
@@ -72,12 +72,13 @@ class Heatmap(Experiment):
         return _knockouts.RELATIVE if _knockouts.RELATIVE in self.knobs.metrics else self.knobs.metrics[0]
 
     def check(self) -> None:
-        knobs, depth = self.knobs, self.lm.config.n_layer
+        knobs, depth = self.knobs, len(self.lm.mixing)
         if not 1 <= self.size <= depth:
-            raise UserError(f"method.window={knobs.window}: {self.lm.name} has {depth} layers; give 1-{depth}")
+            raise UserError(f"method.window={knobs.window}: {self.lm.name} has {depth} layers that mix tokens; give 1-{depth}")
         for key, asked, known in (("conv", knobs.conv, CONVS), ("span", knobs.span, SPANS), ("query", [knobs.query], QUERIES),
                                   ("metrics", knobs.metrics, _knockouts.KNOWN)):
             check_names(f"method.{key}", asked, known)
+        _knockouts.policies(knobs, self.lm.config.d_conv)
         at_least(knobs, best=1, batch=1, resamples=20)
         _check_prompts(knobs)
 
@@ -131,18 +132,20 @@ class Heatmap(Experiment):
 
     def cells(self, batch) -> list[dict]:
         """The condition columns of every knockout of a prompt of this layout."""
-        starts, roles = _knockouts.window_starts(self.size, self.lm.config.n_layer), aligned(batch.length, batch.spans)
+        starts, roles = _knockouts.windows(self.size, self.lm.mixing), aligned(batch.length, batch.spans)
+        asked = _knockouts.policies(self.knobs, self.lm.config.d_conv)
         return [{"position": position, "role": roles[position], "source": "token", "conv": conv, "span": span,
                  "window_start": start, "window_size": self.size}
-                for conv, span, position, start in product(self.knobs.conv, self.knobs.span, range(batch.length), starts)]
+                for (conv, span), position, start in product(asked, range(batch.length), starts)]
 
     def step(self, batch) -> pa.Table:
         knobs, cells = self.knobs, self.cells(batch)
         asked = ["target_logprob"] if "target_logprob" in knobs.metrics else ["probability"]
         # of an answer of several tokens none may read the source, so that all of it is what the prompt without it gives
         queries = tuple(range(batch.length - 1, batch.length - 1 + answers(batch, asked, self.lm.device).tail))
-        sets = [[Knockout(tuple(range(cell["window_start"], cell["window_start"] + self.size)), queries, cell["position"],
-                          cell["conv"], cell["span"])] for cell in cells]
+        windows = _knockouts.windows(self.size, self.lm.mixing)
+        sets = [[Knockout(windows[cell["window_start"]], queries, cell["position"], cell["conv"], cell["span"])]
+                for cell in cells]
         measured = _knockouts.measure(self.lm, batch, sets, knobs.metrics, memory=self.setting.memory,
                                       ledger=self.setting.ledger)
         return _knockouts.table(batch, knobs.metrics, cells, *measured)

@@ -18,7 +18,7 @@ from mamba_mi.config import UserError, did_you_mean, stream
 from mamba_mi.data.sources import NONE, RANDOM, is_named, named, positions
 from mamba_mi.experiments import Experiment, _info_flow_knobs
 from mamba_mi.experiments._info_flow_knobs import ALL, Knobs
-from mamba_mi.experiments._knockouts import RELATIVE, measure, table, window_starts
+from mamba_mi.experiments._knockouts import RELATIVE, distinct, measure, policies, table, windows
 from mamba_mi.interventions.knockout import Knockout
 from mamba_mi.measure.timescale import horizons, thirds
 from mamba_mi.report import knockout_caveats, knockout_words
@@ -36,10 +36,6 @@ class Cell(NamedTuple):
     timescale: str
     window_start: int
     window_size: int
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(range(self.window_start, self.window_start + self.window_size))
 
 
 class InfoFlow(Experiment):
@@ -70,7 +66,7 @@ class InfoFlow(Experiment):
                 *(["info_flow_timescales"] if len(self.knobs.timescales) > 1 else []))
 
     def setting_in_words(self):
-        depth = self.lm.config.n_layer
+        depth = len(self.lm.mixing)
         return knockout_caveats.setting(self.knobs, self.windows, _info_flow_knobs.is_scaled(self.knobs, depth), depth)
 
     def check(self) -> None:
@@ -78,7 +74,7 @@ class InfoFlow(Experiment):
 
     @property
     def windows(self) -> list[int]:
-        return _info_flow_knobs.windows(self.knobs, self.lm.config.n_layer)
+        return _info_flow_knobs.sizes(self.knobs, len(self.lm.mixing))
 
     def batches(self, items):
         """Also learns what these prompts' sources are called, and takes the corpus of the timescales from them."""
@@ -134,17 +130,19 @@ class InfoFlow(Experiment):
     def cells(self, sources) -> list[Cell]:
         """Every source, policy, timescale and window; sources that are given, as a batch may lack some."""
         return [Cell(source, conv, span, timescale, start, size) for source in sources
-                for conv, span in _info_flow_knobs.policies(self.knobs) for timescale in self.knobs.timescales
-                for size in self.windows for start in window_starts(size, self.lm.config.n_layer)]
+                for conv, span in distinct(policies(self.knobs, self.lm.config.d_conv))
+                for timescale in self.knobs.timescales
+                for size in self.windows for start in windows(size, self.lm.mixing)]
 
     def knockouts(self, cell: Cell, queries: tuple[int, ...], sources) -> tuple[Knockout, ...]:
         """The cell's knockouts: one, or one a layer where it is of some heads, which differ by layer."""
+        layers = windows(cell.window_size, self.lm.mixing)[cell.window_start]
         how = {"conv": cell.conv, "span": cell.span, "query_conv": self.knobs.query_conv and cell.conv != "scan"}
         if cell.timescale == ALL:
-            return (Knockout(cell.layers, queries, sources, **how),)
+            return (Knockout(layers, queries, sources, **how),)
         parts, _ = self.lm.config.mixes_by
         return tuple(Knockout(layer, queries, sources, **how, **{parts: self.timescales[layer][cell.timescale]})
-                     for layer in cell.layers)
+                     for layer in layers)
 
     def queries(self, batch) -> tuple[int, ...]:
         """The positions that may no longer read."""

@@ -145,7 +145,7 @@ def test_the_default_window_shrinks_where_it_does_not_fit_and_no_other_does(wind
 
 
 @pytest.mark.parametrize(("knobs", "said"), [
-    ({"window": 4}, "method.window=4: .* has 3 layers; give 1-3"), ({"window": 0}, "give 1-3"),
+    ({"window": 4}, "method.window=4: .* has 3 layers that mix tokens; give 1-3"), ({"window": 0}, "give 1-3"),
     ({"conv": ["sacn"]}, "did you mean 'scan'"), ({"span": []}, "at least one"), ({"query": "subject"}, "there are last"),
     ({"metrics": ["probabilty"]}, "did you mean 'probability'"), ({"metrics": ["kl"]}, "there are"), ({"best": 0}, "at least 1"),
     ({"prompts": []}, "give numbers"), ({"prompts": 3}, "give numbers"), ({"prompts": [0, "p1"]}, "give numbers"),

@@ -4,7 +4,7 @@ import torch
 
 from mamba_mi import Knockout, UserError
 from mamba_mi.data import Prompt, batches
-from mamba_mi.experiments._knockouts import RELATIVE, measure, table, window_starts
+from mamba_mi.experiments._knockouts import RELATIVE, measure, table, windows
 from mamba_mi.interventions import Ledger
 from tests.interventions.test_knockout import model
 from tests.small import tokens
@@ -46,7 +46,8 @@ def test_a_prompt_without_a_wrong_answer_has_no_logit_difference_and_what_is_lef
 
 
 def test_windows_are_whole_ones():
-    assert list(window_starts(3, 6)) == [0, 1, 2, 3] and list(window_starts(6, 6)) == [0]
+    assert list(windows(3, range(6))) == [0, 1, 2, 3] and list(windows(6, range(6))) == [0]
+    assert windows(2, (0, 2, 4)) == {0: (0, 2), 2: (2, 4)}
     for size in (0, 7):
         with pytest.raises(UserError, match=f"window of {size} layers: this model has 6"):
-            window_starts(size, 6)
+            windows(size, range(6))
