@@ -173,7 +173,7 @@ def _carry_out(built: Built, store: Store) -> None:
                             token_layers=experiment.setting.ledger.token_layers,
                             bit_reproducible=experiment.setting.ledger.halvings == 0 and built.lm.device.type == "cpu",
                             memory_halvings=experiment.setting.ledger.halvings,
-                            **_deviation(built, prompts))
+                            **experiment.setting.ledger.routing, **_deviation(built, prompts))
             manifest.record(**measured)
             if not experiment.summary_only:
                 html, figures = write_report(store.folder, experiment, fates(selection, train))

@@ -10,16 +10,18 @@ from mamba_mi.config import FITTED, UserError, did_you_mean
 from mamba_mi.experiments import at_least
 from mamba_mi.interventions import patches
 from mamba_mi.measure.answers import METRICS
+from mamba_mi.trace import site_name
 
 DIRECTIONS = ("denoising", "noising")
 CORRUPTIONS = ("pair", "resample", "noise")
+MIXED = "mixed"  # of method.sites: what the mixing of tokens gave, whatever a variant calls it
 
 
 @dataclass(frozen=True)
 class Knobs:
     """`layers` and `roles` are "all" or a list, `heads` null, "all" or a list; `tau` is in logits."""
 
-    sites: list[str] = field(default_factory=lambda: ["resid", "out", "scan_out"])
+    sites: list[str] = field(default_factory=lambda: ["resid", "out", MIXED])
     layers: Any = "all"
     roles: Any = "all"
     directions: list[str] = field(default_factory=lambda: list(DIRECTIONS))
@@ -56,8 +58,18 @@ def check(knobs: Knobs, lm) -> None:
     at_least(knobs, samples=1, rank=1, train=8, das_steps=1, batch=1, tau=0, resamples=20)
     if knobs.roles != "all" and not knobs.roles:
         raise UserError("method.roles=[]: give all or at least one role, such as last")
-    layers(knobs, lm)
+    chosen = layers(knobs, lm)
+    for name in knobs.sites:
+        if (-1, name) not in lm.sites and not any((layer, name) in lm.sites for layer in chosen):
+            there = [i for i, layer in enumerate(lm.layers) if name in layer.SITES]
+            raise UserError(f"method.layers={knobs.layers}: none of them has site {name}; layers {there} have")
     _check_parts(knobs, lm)
+
+
+def sites(knobs: Knobs, lm) -> list[str]:
+    """Our names of the sites, each once; "mixed" is the variant's own: scan_out of Mamba."""
+    mixed = [lm.layers[layer].MIXED for layer in lm.mixing] if lm else [MIXED]  # of a run read again no model is at hand
+    return list(dict.fromkeys(own for name in knobs.sites for own in (mixed if name == MIXED else [site_name(name)])))
 
 
 def layers(knobs: Knobs, lm) -> list[int]:
@@ -71,7 +83,7 @@ def heads(knobs: Knobs, lm) -> list[int | None]:
         return [None]
     for name in knobs.sites:
         patches.head_dims(lm, name, 0)
-    return _numbers("method.heads", knobs.heads, lm.config.heads, lm.name, "heads")
+    return _numbers("method.heads", knobs.heads, lm.config.mixes_by[1], lm.name, "heads")
 
 
 def dims(knobs: Knobs, lm) -> tuple[int, ...] | None:

@@ -164,7 +164,7 @@ class Heatmap(Experiment):
         return {"tokens": {p.prompt_id: [self.lm.tokenizer.decode([token]) for token in p.token_ids] for p in self.items}}
 
     def setting_in_words(self):
-        return words.setting(self.knobs, self.size)
+        return words.setting(self.knobs, self.size, _knockouts.policies(self.knobs, self.lm.config.d_conv))
 
     def headline(self, summary):
         return words.headline(summary, self.metric)

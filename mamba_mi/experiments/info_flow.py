@@ -66,8 +66,8 @@ class InfoFlow(Experiment):
                 *(["info_flow_timescales"] if len(self.knobs.timescales) > 1 else []))
 
     def setting_in_words(self):
-        depth = len(self.lm.mixing)
-        return knockout_caveats.setting(self.knobs, self.windows, _info_flow_knobs.is_scaled(self.knobs, depth), depth)
+        scaled = _info_flow_knobs.is_scaled(self.knobs, len(self.lm.mixing))
+        return knockout_caveats.setting(self.knobs, self.windows, scaled, self.lm)
 
     def check(self) -> None:
         _info_flow_knobs.check(self.knobs, self.lm)
@@ -113,7 +113,8 @@ class InfoFlow(Experiment):
     def artefacts(self):
         if set(self.knobs.timescales) == {ALL}:
             return {}
-        layers = [{"horizon": horizon_H.tolist(), **parts} for horizon_H, parts in zip(self._horizons, self.timescales, strict=True)]
+        layers = [{"layer": layer, "horizon": horizon_H.tolist(), **parts}
+                  for layer, horizon_H, parts in zip(self.lm.mixing, self._horizons, self.timescales, strict=True)]
         return {"timescales": {"prompts": min(self.knobs.reference, len(self.items)), "of": self.lm.config.mixes_by[0], "layers": layers}}
 
     def places(self, batch) -> dict[str, list[tuple[int, ...] | None]]:
@@ -141,7 +142,8 @@ class InfoFlow(Experiment):
         if cell.timescale == ALL:
             return (Knockout(layers, queries, sources, **how),)
         parts, _ = self.lm.config.mixes_by
-        return tuple(Knockout(layer, queries, sources, **how, **{parts: self.timescales[layer][cell.timescale]})
+        of = dict(zip(self.lm.mixing, self.timescales, strict=True))
+        return tuple(Knockout(layer, queries, sources, **how, **{parts: of[layer][cell.timescale]})
                      for layer in layers)
 
     def queries(self, batch) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from mamba_mi.report.patching_words import beside_chance, caveats, crossing, lar
 from mamba_mi.report.words import HEADLINE
 from mamba_mi.runs import files
 from mamba_mi.runs.progress import bar
-from mamba_mi.trace import Site, site_name
+from mamba_mi.trace import Site
 
 ROLES_SHOWN = ("subject", "between", "last")
 BESIDE_CHANCE = ("conditions", "metric", "n", "n_clusters", "mean", "ci_low", "ci_high", "effect_size", "p_adjusted", "control_mean",
@@ -48,7 +48,7 @@ class Patching(Experiment):
 
     def __init__(self, knobs, lm, setting):
         # as TransformerLens and MambaLens name them, too; each once
-        knobs = replace(knobs, sites=list(dict.fromkeys(map(site_name, knobs.sites))))
+        knobs = replace(knobs, sites=_patching_knobs.sites(knobs, lm))
         super().__init__(knobs, lm, setting)
         self.fitted = Fitted(lm, knobs.subspace, knobs.rank, setting.seed) if knobs.subspace else None
 
@@ -98,8 +98,8 @@ class Patching(Experiment):
     def places(self, batch) -> list[tuple[Site, str, tuple[int, ...]]]:
         """Every site, role and its positions of this layout: outer sites once, the final norm at the last token only."""
         found = self._roles(batch)
-        return [(Site(layer, name), role, at) for name in self.knobs.sites
-                for layer in ([-1] if Site(-1, name) in self.lm.sites else _patching_knobs.layers(self.knobs, self.lm))
+        layers = [-1, *_patching_knobs.layers(self.knobs, self.lm)]
+        return [(Site(layer, name), role, at) for name in self.knobs.sites for layer in layers if Site(layer, name) in self.lm.sites
                 for role, at in found.items() if name != "final_norm" or role == "last"]
 
     def cells(self, batch) -> list[Cell]:
@@ -239,8 +239,13 @@ class Patching(Experiment):
             "full": full_BM[..., which].expand(len(picked), B, M).flatten().cpu().numpy(),
         })
 
+    def _told_of(self, summary) -> str:
+        """The first site asked for; of `mixed` the one the run has, which is known without the model."""
+        there = [row["conditions"]["site"] for row in summary]
+        return next((name for name in self.knobs.sites if name in there), there[0])
+
     def headline(self, summary):
-        shown = [row for row in summary if row["metric"] == HEADLINE and row["conditions"]["site"] == self.knobs.sites[0]]
+        shown = [row for row in summary if row["metric"] == HEADLINE and row["conditions"]["site"] == self._told_of(summary)]
         if self.knobs.heads is not None:
             return [_unnoted(row) for row in sorted(shown, key=lambda row: -abs(row["mean"] or 0.0))[:12]]
         if self.knobs.subspace:
@@ -249,7 +254,7 @@ class Patching(Experiment):
         return [_unnoted(row) for row in shown if row["conditions"]["role"] in ROLES_SHOWN]
 
     def findings(self, summary):
-        ways, site = [way for way in DIRECTIONS if way in self.knobs.directions], self.knobs.sites[0]
+        ways, site = [way for way in DIRECTIONS if way in self.knobs.directions], self._told_of(summary)
         if all(row["mean"] is None for row in summary if row["metric"] == HEADLINE):
             return [f"There is no result: in every pair the two runs lie within method.tau={self.knobs.tau:g} logits of each "
                     "other, so none was left to take a ratio of."]

@@ -37,6 +37,15 @@ class Ledger:
     routed: Counter = field(default_factory=Counter)  # of each layer with experts: tokens of jobs that were sent to one
     flips: Counter = field(default_factory=Counter)  # and those sent to another than in the clean run beside
 
+    @property
+    def routing(self) -> dict:
+        """For a manifest: how many tokens of jobs went to an expert, and how many to another than in the clean run, by
+        layer; empty where there are no experts."""
+        if not self.routed:
+            return {}
+        return {"routing": {"tokens": self.routed.total(), "flips": self.flips.total(),
+                            "by_layer": {str(layer): [self.flips[layer], self.routed[layer]] for layer in sorted(self.routed)}}}
+
 
 def evaluate(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, memory: int = MEMORY,
              ledger: Ledger | None = None) -> Tensor:

@@ -15,8 +15,6 @@ from mamba_mi.interventions.edits import Edit
 from mamba_mi.interventions.ops import Op, Part, Replace, Scale, SwapSubspace
 from mamba_mi.trace import Site, Trace
 
-SPLITS_BY_HEAD = ("gate", "dt", "write", "state", "scan_out", "gated")  # head after head on their first axis
-
 
 class Cell(NamedTuple):
     """One exchange: at a site, at the positions of a role; of one head, or in one subspace, or of all there is."""
@@ -53,12 +51,11 @@ def watch(lm, embedded_BLD: Tensor, sites: Iterable[Site], *, tail: int = 1,
 
 def head_dims(lm, name: str, head: int) -> range:
     """The coordinates of one head at a site, of the flattened value."""
-    heads = getattr(lm.config, "heads", None)
-    if heads is None:
+    parts, heads = lm.config.mixes_by
+    if parts != "heads":
         raise UserError(f"method.heads: {lm.name} is a {lm.config.variant} and has no heads; method.dims=[…] takes channels")
-    if name not in SPLITS_BY_HEAD:
-        raise UserError(f"method.heads with site {name}: heads are apart at {', '.join(SPLITS_BY_HEAD)}; "
-                        "name these in method.sites")
+    if name not in (apart := lm.layers[lm.mixing[0]].BY_HEAD):
+        raise UserError(f"method.heads with site {name}: heads are apart at {', '.join(apart)}; name these in method.sites")
     if not 0 <= head < heads:
         raise UserError(f"method.heads={head}: out of range; {lm.name} has heads 0-{heads - 1}")
     size = math.prod(lm.widths[name]) // heads

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mamba_mi.backends.attention import blocks, mixing, picked
+from mamba_mi.backends.attention import blocks, picked
 from mamba_mi.config import UserError
 from mamba_mi.data import Prompt
 from mamba_mi.trace import Site, Trace
@@ -30,26 +30,24 @@ def attention(lm, prompt: str | Prompt | Tensor, layer: int, rows: Sequence[int]
     """
     tokens_BL = tokens_of(lm, prompt)
     layer = int(picked([layer], lm.config.n_layer, "layer"))
-    _check(lm, heads, channels, over_channels)
-    sites = [Site(layer, name) for name in ("dt", "B", "C")]
-    with Trace(keep=sites, interventions=interventions) as trace:
+    _check(lm, layer, heads, channels, over_channels)
+    block = lm.layers[layer]
+    with Trace(keep=[Site(layer, name) for name in block.MATRIX], interventions=interventions) as trace:
         lm.through(lm.embed(tokens_BL, trace), trace=trace, last=layer + 1, keep=False)
-    dt_BLH, B_BLGN, C_BLGN = (trace.values[site] for site in sites)
-    A_HN = -lm.layers[layer].A_log.exp().reshape(dt_BLH.shape[2], -1)
-    args = (dt_BLH, A_HN, B_BLGN, C_BLGN)
-    if lm.config.variant == "mamba2":
-        return mixing(*args, rows=rows, heads=heads)
+    values = {name: trace.values[Site(layer, name)] for name in block.MATRIX}
+    parts, count = lm.config.mixes_by
+    if parts == "heads":
+        return block.matrix(values, rows, heads)
     if channels is not None:
-        return mixing(*args, rows=rows, heads=picked(channels, lm.config.d_inner, "channels").tolist())
-    return _together(args, rows, over_channels)
+        return block.matrix(values, rows, picked(channels, count, "channels").tolist())
+    return _together(block, values, rows, over_channels, count, tokens_BL.numel() * tokens_BL.shape[1])
 
 
-def _together(args, rows, how) -> Tensor:
+def _together(block, values, rows, how, channels: int, entries: int) -> Tensor:
     """Every channel's M in one, B1TS: their mean, or the root of the mean of their squares."""
-    rows_, length, channels = args[0].shape
     total = 0
-    for at in blocks(range(channels), rows_ * length * length):
-        M_BHTS = mixing(*args, rows=rows, heads=at)
+    for at in blocks(range(channels), entries):
+        M_BHTS = block.matrix(values, rows, at)
         total = total + (M_BHTS if how == "mean" else M_BHTS.square()).sum(dim=1, keepdim=True)
     return total / channels if how == "mean" else (total / channels).sqrt()
 
@@ -67,11 +65,14 @@ def tokens_of(lm, prompt: str | Prompt | Tensor) -> Tensor:
     return torch.tensor([ids])
 
 
-def _check(lm, heads, channels, over_channels) -> None:
-    if lm.config.variant == "mamba2" and channels is not None:
-        raise UserError(f"channels={list(channels)}: the channels of a head share their map in {lm.name}, a Mamba-2; "
+def _check(lm, layer: int, heads, channels, over_channels) -> None:
+    parts, count = lm.config.mixes_by
+    if layer not in lm.mixing:
+        raise UserError(f"layer={layer}: it mixes no tokens in {lm.name}; layers {', '.join(map(str, lm.mixing))} do")
+    if parts == "heads" and channels is not None:
+        raise UserError(f"channels={list(channels)}: the channels of a head share their map in {lm.name}, a {lm.config.variant}; "
                         "give heads=")
-    if lm.config.variant != "mamba2" and heads is not None:
-        raise UserError(f"heads={list(heads)}: {lm.name} has no heads but {lm.config.d_inner} channels; give channels=")
+    if parts == "channels" and heads is not None:
+        raise UserError(f"heads={list(heads)}: {lm.name} has no heads but {count} channels; give channels=")
     if over_channels not in OVER_CHANNELS:
         raise UserError(f"over_channels={over_channels}: there are {', '.join(OVER_CHANNELS)}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
+from mamba_mi.models.variants import Card
 from mamba_mi.trace import BLIND
 
 
@@ -58,6 +59,9 @@ class Config:
         return cls(**common, **{k: v for k, v in ssm.items() if k != "dt_rank"}, dt_rank=rank)
 
 
+CARD = Card("Mamba-1, selective state spaces (Gu & Dao 2023); MiniPLM is one", "Apache-2.0",
+            "state-spaces' or Hugging Face's: config.json, pytorch_model.bin or model.safetensors",
+            "transformers' MambaForCausalLM; a token-by-token recurrence in numpy")
 PUBLISHED = {name: f"state-spaces/{name}" for name in (
     "mamba-130m", "mamba-370m", "mamba-790m", "mamba-1.4b", "mamba-2.8b", "mamba-2.8b-slimpj")}
 PUBLISHED["miniplm-mamba-130m"] = "MiniLLM/MiniPLM-Mamba-130M"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
+from mamba_mi.models.variants import Card
 from mamba_mi.trace import BLIND
 
 
@@ -64,6 +65,9 @@ class Config:
         return cls(**common, **{k: v for k, v in ssm.items() if k not in ("dt_limit", "chunk_size")}, dt_limit=limit)
 
 
+CARD = Card("Mamba-2, state space duality (Dao & Gu 2024)", "Apache-2.0 (-hf: MIT)",
+            "state-spaces' or Hugging Face's: config.json, pytorch_model.bin or model.safetensors",
+            "transformers' Mamba2ForCausalLM; a token-by-token recurrence in numpy")
 PUBLISHED = {name: f"state-spaces/{name}" for name in (
     "mamba2-130m", "mamba2-370m", "mamba2-780m", "mamba2-1.3b", "mamba2-2.7b")}
 SSM_KEYS = {"d_state", "d_conv", "expand", "headdim", "ngroups", "dt_limit", "chunk_size"}
@@ -85,6 +89,7 @@ class Block(Mixer):
         self.gated_norm = RMSNorm(E, config.eps, groups=config.ngroups)
         self.out_proj = nn.Linear(E, D, bias=False)
 
+    BY_HEAD = ("gate", "dt", "write", "state", "scan_out", "gated")
     float32_parameters = ("A_log", "D", "dt_bias", "norm.weight", "gated_norm.weight")
 
     def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):

@@ -5,6 +5,7 @@ Shape legend: B batch, L length, E inner, H heads, P head width, N state, G grou
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_mi.backends import reference
+from mamba_mi.backends.attention import mixing
+from mamba_mi.config import UserError
 from mamba_mi.models.knocking import Selected, knock_out
 from mamba_mi.trace import Site
 
@@ -68,6 +71,8 @@ class Layer(nn.Module):
     SITES: tuple[str, ...] = ()  # in the order they are met
     MIXED: str | None = None  # the site of what mixing the tokens gave; None where a layer mixes none
     BEFORE: tuple[str, ...] | None = ()  # sites of the tokens before a pass that its knockouts read; None: they need the sources in the pass
+    BY_HEAD: tuple[str, ...] = ()  # sites whose first axis goes head after head
+    MATRIX: tuple[str, ...] = ()  # sites that `matrix` is made of
     float32_parameters: tuple[str, ...] = ()  # exponentiated or normalised: never narrower
 
     def __init__(self, config, layer: int, backend):
@@ -81,6 +86,11 @@ class Layer(nn.Module):
     def reader(self, name: str) -> Tensor | None:
         """The linear map that reads this site next, out by width; None where what follows is not linear."""
 
+    def matrix(self, values: Mapping[str, Tensor], rows: Sequence[int] | None, parts: Sequence[int] | None) -> Tensor:
+        """M_BHTS of y_t = Σ_s M[t, s] v_s for these query rows and heads or channels; None for all. `values` are those of
+        MATRIX's sites over the whole prompt."""
+        raise UserError(f"layer {self.layer} of a {self.config.variant} mixes no tokens: it has no mixing matrix")
+
     def meet(self, layers) -> None:
         """The model's layers are all there: one that reads others' weights takes them."""
 
@@ -92,6 +102,11 @@ class Mixer(Layer):
              "resid_out")
     MIXED = "scan_out"
     BEFORE = ("in_proj", "dt")  # what the writes can be made from again
+    MATRIX = ("dt", "B", "C")
+
+    def matrix(self, values, rows, parts):
+        dt_BLH, B_BLGN, C_BLGN = (values[name] for name in self.MATRIX)
+        return mixing(dt_BLH, -self.A_log.exp().reshape(dt_BLH.shape[2], -1), B_BLGN, C_BLGN, rows=rows, heads=parts)
 
     def reader(self, name: str) -> Tensor | None:
         """The linear map that reads this site next, out by width; None where what follows is not linear."""

@@ -2,6 +2,7 @@
 
 A variant is a module with `Config`, `Block(config, layer, backend)` (a `mixer.Layer`), and
     PUBLISHED     {name: hub id} of its public checkpoints
+    CARD          what experiment=models says of it
     FinalNorm     the norm before the head, if it is not RMSNorm
     OPTIONS       {name: values} that a checkpoint does not say and a user may (`model.modulate`), fields of its Config
     ABOUT         what a reader of results must know of what is published under its name
@@ -9,11 +10,13 @@ and, where its checkpoints have a format of their own, what `checkpoints` asks o
 """
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 
@@ -45,3 +48,18 @@ def about(config) -> str:
     """What a reader of results must know of this model; empty where its name says it all."""
     said = getattr(modules()[config.variant], "ABOUT", "")
     return said(config) if callable(said) else said
+
+
+class Card(NamedTuple):
+    """What a table of variants says of one: a module's CARD."""
+
+    what: str
+    licence: str
+    format: str
+    oracle: str
+
+
+def numerics() -> dict[str, dict[str, float]]:
+    """How far a random checkpoint's logits are from the independent implementation, over the largest |logit|, by variant
+    and number type: as the tests last measured it."""
+    return json.loads((HERE / "numerics.json").read_text(encoding="utf-8"))

@@ -39,10 +39,10 @@ def window(size: int) -> str:
     return "single layers" if size == 1 else f"windows of {size} layers"
 
 
-def setting(knobs, size: int) -> dict[str, str]:
+def setting(knobs, size: int, policies: Sequence[tuple[str, str]]) -> dict[str, str]:
     """What decides the result beside model, data and seed."""
     told = {"layers": window(size) + ("" if size == knobs.window else f", for {knobs.window} do not fit into this model"),
-            "query": "the last token", "blocked": "; ".join(policy(conv, span) for conv in knobs.conv for span in knobs.span),
+            "query": "the last token", "blocked": "; ".join(policy(*each) for each in policies),
             "metrics": ", ".join(map(metric_name, knobs.metrics))}
     if knobs.best is not None:
         told["prompts"] = f"the {knobs.best} of highest probability"

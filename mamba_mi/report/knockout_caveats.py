@@ -7,27 +7,34 @@ from mamba_mi.report.knockout_words import ALL, CONTROLS, QUERIES, source, value
 from mamba_mi.report.words import span, too_few, without_ratio
 
 
-def setting(knobs, windows: Sequence[int], scaled: bool, depth: int) -> dict[str, str]:
+def setting(knobs, windows: Sequence[int], scaled: bool, lm) -> dict[str, str]:
     """What decides the result beside model, data and seed."""
-    sizes = " and ".join(map(str, windows)) + " layers"
+    depth, sizes = len(lm.mixing), " and ".join(map(str, windows)) + " layers"
+    if depth < lm.config.n_layer:
+        sizes += f" of the {depth} that mix tokens ({', '.join(map(str, lm.mixing))})"
     if scaled:
         sizes += f" (the {' and '.join(map(str, knobs.windows))} of 24 layers and more, scaled to this model's {depth})"
     own = "made without the sources too" if knobs.query_conv else "as they are"
-    told = {"query": QUERIES[knobs.query], "windows": sizes, "conv policies": ", ".join(knobs.conv),
-            "spans": ", ".join(knobs.span), "the query's own C and D-skip": own}
+    told = {"query": QUERIES[knobs.query], "windows": sizes}
+    if lm.config.d_conv == 1:
+        told["blocked"] = "a token's slot in the mixing; there is no conv that carries it elsewhere (conv=scan span=token alone)"
+    else:
+        told |= {"conv policies": ", ".join(knobs.conv), "spans": ", ".join(knobs.span), "the query's own C and D-skip": own}
     if knobs.timescales != [ALL]:
         told["timescales"] = f"{', '.join(knobs.timescales)}: thirds by effective horizon, mean dt of {knobs.reference} prompts"
     return told
 
 
+SLOTS = ("scan, the published practice, blocks a slot of the scan, not a token: the conv has brought the token into the slots "
+         "after it, and what earlier tokens left in its slot goes with it. both takes the token out of the conv and of the scan; "
+         "conv cuts only its way past its own slot; token+conv blocks the slots after it as well, and with them what other "
+         "tokens wrote there: compare it with random tokens under the same policy.")
+
+
 def caveats(summary: Sequence[Mapping], knobs, prompts: Sequence, width: int | None) -> list[str]:
     """In the order of what misleads most. `prompts` are those measured and `width` the conv's, where they are known."""
     most = max((row["n"] for row in summary), default=0)
-    return too_few(most) + without_ratio(summary) + [
-        "scan, the published practice, blocks a slot of the scan, not a token: the conv has brought the token into the slots "
-        "after it, and what earlier tokens left in its slot goes with it. both takes the token out of the conv and of the "
-        "scan; conv cuts only its way past its own slot; token+conv blocks the slots after it as well, and with them what "
-        "other tokens wrote there: compare it with random tokens under the same policy.",
+    return too_few(most) + without_ratio(summary) + ([] if width == 1 else [SLOTS]) + [
         "The effect of a window is that of blocking all its layers together. A window without effect can be a way the model "
         "has twice; an effect says that something is read there, not what.",
         "p (max-T) is adjusted over all sources and windows of one policy, size of window, timescale and split: one panel of "

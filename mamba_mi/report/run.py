@@ -62,8 +62,11 @@ def _kind(model: dict) -> str:
 
 
 def _measured(tables: RunTables) -> list[str]:
-    off = tables.manifest.get("deviation")
+    off, routing = tables.manifest.get("deviation"), tables.manifest.get("routing")
+    said = [f"The interventions sent {routing['flips']:,} of {routing['tokens']:,} tokens ({routing['flips'] / routing['tokens']:.1%}) to "
+            "another expert than the clean run did; what they change there is part of the effects (by layer: manifest.json)."
+            ] if routing else []
     if not off:
-        return []
-    return [f"On the first prompt the logits differ from a float64 reference by at most {off['max_abs']:.1e}, "
+        return said
+    return [*said, f"On the first prompt the logits differ from a float64 reference by at most {off['max_abs']:.1e}, "
             f"{off['relative']:.1e} of the largest."]

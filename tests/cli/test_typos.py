@@ -2,7 +2,7 @@
 import pytest
 
 TYPOS = [  # words of the command, what the line must hold
-    ("experiment=patchign", ["experiment=patchign", "causal_tracing, compare_paths, construct, heatmap, info_flow, patching, reproduce, subspace, train", "did you mean 'patching'?"]),
+    ("experiment=patchign", ["experiment=patchign", "causal_tracing, compare_paths, construct, heatmap, info_flow, models, patching, reproduce, subspace, train", "did you mean 'patching'?"]),
     ("reference=publishd", ["knockout-130m, mamba2-1.3b-gold, none, published", "did you mean 'published'?"]),
     ("reference=null", ["reference=null", "published"]),
     ("experiment=reproduce reference.pth=a.json", ["reference.pth", "did you mean 'path'?"]),
@@ -21,7 +21,7 @@ TYPOS = [  # words of the command, what the line must hold
     ("model.sizes.d_modle=5", ["model.sizes has", "did you mean 'd_model'?"]),
     ("foo=1", ["foo: no such key or group", "threads"]),
     ("seed.x=1", ["seed is a value", "seed=0"]),
-    ("method.sites.0=out", ["method.sites is a list", "[resid,out,scan_out]"]),
+    ("method.sites.0=out", ["method.sites is a list", "[resid,out,mixed]"]),
     ("cone=5", ["cone.memory"]),
     ("cone={memroy:5}", ["cone.memroy", "did you mean 'memory'?"]),
     ("hydra.foo=1", ["hydra.foo"]),

@@ -55,7 +55,7 @@ def test_mamba1s_channels_are_taken_together_a_few_at_a_time(published, monkeypa
     together = {"mean": maps.mean(1, keepdims=True), "norm": np.sqrt((maps**2).mean(1, keepdims=True))}
     made = []
     monkeypatch.setattr(kernel, "BLOCK", 5 * 2 * LENGTH * LENGTH)
-    monkeypatch.setattr("mamba_mi.measure.attention.mixing", lambda *a, **k: made.append(kernel.mixing(*a, **k)) or made[-1])
+    monkeypatch.setattr("mamba_mi.models.mixer.mixing", lambda *a, **k: made.append(kernel.mixing(*a, **k)) or made[-1])
     for how, truth in together.items():
         assert deviation(mamba_mi.attention(lm, tokens_BL, LAYER, over_channels=how), truth) <= 1e-10
         assert deviation(mamba_mi.attention(lm, tokens_BL, LAYER, [-1, 2], over_channels=how), truth[:, :, [-1, 2]]) <= 1e-10

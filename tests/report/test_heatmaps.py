@@ -140,10 +140,10 @@ def knobs(**given):
 
 
 def test_setting_and_caveats_tell_what_the_knobs_do_to_the_result():
-    assert setting(knobs(best=3, conv=["scan", "both"]), 5) == {
+    assert setting(knobs(best=3, conv=["scan", "both"]), 5, [("scan", "token"), ("both", "token")]) == {
         "layers": "windows of 5 layers", "query": "the last token", "metrics": "relative probability (%), logit difference",
         "blocked": "the slot (conv=scan); the token itself (conv=both)", "prompts": "the 3 of highest probability"}
-    assert setting(knobs(), 1)["layers"] == "single layers, for 5 do not fit into this model"
+    assert setting(knobs(), 1, [("scan", "token")])["layers"] == "single layers, for 5 do not fit into this model"
     told = " ".join(caveats([cell("last", start, 0.0, n=12, size=5) for start in (0, 1)], knobs(best=3)))
     assert "Only 12 prompts" in told and "Windows of 5 of 6 layers: there are only 2, which" in told and "method.window=2" in told
     assert "of highest probability" in told and "no logit difference" in told

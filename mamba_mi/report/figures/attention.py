@@ -45,12 +45,13 @@ def attention_map(lm, prompt: str | Prompt | Tensor, layer: int, *, rows: Sequen
 
 
 def _names(lm, count: int, heads, channels, over_channels: str) -> list[str]:
-    if lm.config.variant == "mamba2":
-        return [f"head {head % lm.config.heads}" for head in (range(count) if heads is None else heads)]
+    parts, number = lm.config.mixes_by
+    if parts == "heads":
+        return [f"head {head % number}" for head in (range(count) if heads is None else heads)]
     if channels is not None:
-        return [f"channel {channel % lm.config.d_inner}" for channel in channels]
+        return [f"channel {channel % number}" for channel in channels]
     how = {"mean": "mean", "norm": "root mean square"}[over_channels]
-    return [f"{how} of {lm.config.d_inner} channels"]
+    return [f"{how} of {number} channels"]
 
 
 def _figure(M_HTL: np.ndarray, names: list[str], tokens: list[str], rows: list[int], subtitle: str) -> style.Sheet:

@@ -1,0 +1,148 @@
+"""Every variant there is: its checkpoints, format and sites, what runs on it, and how exact it is.
+
+Measured on the variant's embedded model: how far its float32 logits are from the float64 reference. How far both are
+from an independent implementation is in models/numerics.json, which the tests measure again.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mamba_mi import backends, data, experiments, models
+from mamba_mi.config import UserError
+from mamba_mi.data import Batch, facts
+from mamba_mi.experiments import Experiment, Setting, at_least
+from mamba_mi.measure.effects import effects
+from mamba_mi.models import variants
+from mamba_mi.report import models_words as words
+
+DEVIATION = "logit_deviation"  # the largest |float32 - float64| over the largest |float64|, of a prompt's logits
+UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The keys of conf/method/models.yaml."""
+
+    prompts: int = 64
+    batch: int = 32
+    resamples: int = 2000
+
+
+class Models(Experiment):
+    """A row of facts and a measured deviation for every variant."""
+
+    Knobs = Knobs
+    needs = "nothing"
+    question = "Which variants are there, what runs on each, and how exact is it?"
+    conditions = ("variant",)
+    family = ()
+
+    def check(self) -> None:
+        at_least(self.knobs, prompts=2, batch=1, resamples=20)
+        if self.lm.name not in models.EMBEDDED:
+            raise UserError(f"model={self.lm.name}: experiment=models looks at every variant's embedded model; leave model= out")
+
+    @cached_property
+    def models(self) -> dict:
+        """A variant's embedded model, by variant."""
+        found = {}
+        for name in models.EMBEDDED:
+            lm = models.load(name, backend=self.lm.choice.asked, device=str(self.lm.device), cached=False)
+            found.setdefault(lm.config.variant, lm)
+        return found
+
+    def batches(self, items) -> list[Batch]:
+        prompts = facts.load(facts.Knobs(), self.lm.tokenizer, seed=self.setting.seed).prompts[:self.knobs.prompts]
+        return data.batches(prompts, self.knobs.batch)
+
+    def clusters(self, items):
+        return {p.prompt_id: p.cluster for batch in self.batches(items) for p in batch.prompts}
+
+    def cost(self, batch):
+        jobs = 2 * len(self.models) * len(batch)
+        return jobs, jobs * batch.length * self.lm.config.n_layer
+
+    @torch.no_grad()
+    def step(self, batch) -> pa.Table:
+        ids = [prompt.prompt_id for prompt in batch.prompts]
+        off = {variant: _deviation(lm, batch.tokens_BL) for variant, lm in self.models.items()}
+        return pa.concat_tables([effects({
+            "prompt_id": ids, "variant": [variant] * len(ids), "metric": [DEVIATION] * len(ids),
+            "value": off_B, "baseline": np.zeros(len(ids))}) for variant, off_B in off.items()])
+
+    def completed(self, rows, table, items):
+        """A deviation is tested against nothing."""
+        return [row | UNTESTED for row in rows]
+
+    @cached_property
+    def facts(self) -> list[dict]:
+        """What is known of each variant, in the order of the table."""
+        return [_facts(variant, lm, self.setting) for variant, lm in self.models.items()]
+
+    def artefacts(self):
+        return {"models": {"variants": self.facts, "markdown": words.markdown(self.facts)}}
+
+    def headline(self, summary):
+        return [{key: row[key] for key in ("conditions", "n", "mean", "ci_low", "ci_high")} for row in summary]
+
+    def findings(self, summary):
+        return words.findings(summary)
+
+    def caveats(self, summary):
+        return words.CAVEATS
+
+    def recall(self, folder):
+        self.__dict__["facts"] = json.loads((folder / "artifacts" / "models.json").read_text(encoding="utf-8"))["variants"]
+
+    def listings(self, run):
+        return [("The variants", words.table(self.facts)), ("Their sites", words.sites(self.facts))]
+
+
+def _deviation(lm, tokens_BL) -> np.ndarray:
+    exact_BLV = lm.float64_logits(tokens_BL)
+    ours_BLV = lm(tokens_BL)[0][..., :exact_BLV.shape[-1]].double()
+    return ((ours_BLV - exact_BLV).abs().amax(dim=(1, 2)) / exact_BLV.abs().amax(dim=(1, 2))).cpu().numpy()
+
+
+def _facts(variant: str, lm, setting: Setting) -> dict:
+    """What the table says of a variant; its sites are those of its embedded model."""
+    module, info = variants.modules()[variant], lm.source and Path(lm.source) / "training_info.json"
+    recall = json.loads(info.read_text(encoding="utf-8"))["trained"]["recall_heldout"]
+    return {"variant": variant, **module.CARD._asdict(), "about": variants.about(lm.config), "checkpoints": module.PUBLISHED,
+            "embedded": {"name": lm.name, "parameters": sum(x.numel() for x in lm.parameters()),
+                         "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}},
+            "options": {name: list(values) for name, values in variants.options(module).items()},
+            "sites": list(lm.sites.names), "backends": _backends(), "experiments": _that_run(lm, setting),
+            "numerics": variants.numerics()[variant], "real_weights": "never tried"}
+
+
+def _that_run(lm, setting: Setting) -> list[str]:
+    """The experiments whose own check accepts the model; those that compare with published numbers are asked nothing."""
+    found = []
+    for name in experiments.names():
+        kind = experiments.get(name)
+        if kind.compares or kind is Models:
+            continue
+        try:
+            kind(kind.Knobs(), lm, setting).check()
+        except UserError:
+            continue
+        found.append(name)
+    return found
+
+
+def _backends() -> list[str]:
+    found = []
+    for name in backends.names():
+        try:
+            found.append(backends.get(name).__name__.rpartition(".")[2])
+        except UserError:
+            continue
+    return found

@@ -1,0 +1,29 @@
+"""Every variant's random checkpoint in its published layout, and its independent implementation: a line a variant."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .checkpoints import MAMBA1, MAMBA2, random_checkpoint
+from .recurrence import inner
+
+
+class Oracle(NamedTuple):
+    """`write(folder, seed)` makes a checkpoint, `logits(written, tokens)` says what it answers: L by vocabulary."""
+
+    write: Callable[[Path, int], object]
+    logits: Callable[[object, Sequence[int]], np.ndarray]
+
+
+def _mamba(config) -> Oracle:
+    return Oracle(lambda folder, seed: random_checkpoint(folder, config, seed),
+                  lambda weights, tokens: inner(config, weights, tokens).logits)
+
+
+ORACLES = {
+    "mamba1": _mamba({**MAMBA1, "n_layer": 3}),
+    "mamba2": _mamba({**MAMBA2, "n_layer": 3}),
+}
