@@ -68,6 +68,7 @@ class Layer(nn.Module):
     SITES: tuple[str, ...] = ()  # in the order they are met
     MIXED: str | None = None  # the site of what mixing the tokens gave; None where a layer mixes none
     BEFORE: tuple[str, ...] | None = ()  # sites of the tokens before a pass that its knockouts read; None: they need the sources in the pass
+    BALANCED: tuple[str, ...] = ()  # sites that training adds a loss for (`auxiliary_loss`)
     float32_parameters: tuple[str, ...] = ()  # exponentiated or normalised: never narrower
 
     def __init__(self, config, layer: int, backend):
@@ -80,6 +81,10 @@ class Layer(nn.Module):
 
     def reader(self, name: str) -> Tensor | None:
         """The linear map that reads this site next, out by width; None where what follows is not linear."""
+
+    def auxiliary_loss(self, trace) -> Tensor:
+        """What it adds to a training's loss, made of its sites BALANCED."""
+        raise NotImplementedError
 
     def meet(self, layers) -> None:
         """The model's layers are all there: one that reads others' weights takes them."""
