@@ -134,7 +134,6 @@ def margins(p_BLE: Tensor) -> Tensor:
 
 def imbalance(router_BLE: Tensor) -> Tensor:
     """E Σ_e f_e P_e: f_e the share of tokens sent to an expert, P_e its mean softmax; 1 when all are alike (Switch)."""
-    experts = router_BLE.shape[-1]
-    P_E = router_BLE.softmax(dim=-1).mean(dim=(0, 1))
-    f_E = torch.bincount(router_BLE.argmax(dim=-1).flatten(), minlength=experts) / router_BLE[..., 0].numel()
-    return experts * (f_E.to(P_E) * P_E).sum()
+    experts, P_E = router_BLE.shape[-1], router_BLE.softmax(dim=-1).mean(dim=(0, 1))
+    sent_E = torch.bincount(router_BLE.argmax(dim=-1).flatten(), minlength=experts).to(P_E)
+    return experts * (sent_E / sent_E.sum() * P_E).sum()
