@@ -284,6 +284,14 @@ def test_what_a_user_asked_of_it_stays_with_an_untrained_and_a_saved_model(folde
     assert checkpoints.published_config(checkpoints.read_config(folder).config)["dt_rank"] == 5
 
 
+@pytest.mark.parametrize(("sizes", "billions"), [((1152, 30, 3072), 1.5), ((1472, 36, 3872), 2.8)])
+def test_the_published_sizes_make_the_published_count(sizes, billions):
+    config = {**PUBLISHED, **dict(zip(("hidden_size", "num_layers", "ffn_hidden_size"), sizes, strict=True)), "vocab_size": 50304}
+    module, sized = checkpoints.parse_config({**config, "mamba_moe_layers": ["r", "8"] * (sizes[1] // 2)})
+    lm = models._empty(module, sized, "chunked", "cpu", "published", None)
+    assert sum(x.numel() for x in lm.parameters()) == pytest.approx(billions * 1e9, rel=0.03)
+
+
 # Training
 
 
