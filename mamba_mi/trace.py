@@ -131,7 +131,8 @@ class Trace:
         with.
         """
         if cut := [str(site) for site, pieces in self._pieces.items() if all(p.grad is None for p in pieces)]:
-            raise NeverReached(f"no gradient at {', '.join(cut)}: call backward first, with Trace(grad=True)")
+            raise NeverReached(f"no gradient at {', '.join(cut)}: call backward first, with Trace(grad=True); whole numbers "
+                               "(choice) have none")
         return self._joined(lambda x: torch.zeros_like(x) if x.grad is None else x.grad)
 
     def _joined(self, part) -> Values:
@@ -171,13 +172,13 @@ class Trace:
         """The value to go on with. `at` is the position of x's first token where that is not the pass's first."""
         offset = self.offset if at is None else at
         self.counts[site] += 1
-        if self.grad and not x.requires_grad:
+        if self.grad and not x.requires_grad and x.is_floating_point():
             x = x.detach().requires_grad_(True)
         for number, intervention in self._at.get(site, ()):
             self._touched[number, site] |= intervention.touches(offset, x.shape[1], self._end)
             x = intervention.apply(site, x, offset, self._end)
         if site in self.keep:
-            if self.grad:
+            if self.grad and x.is_floating_point():
                 x.retain_grad()
             self._pieces[site].append(x if self.grad else x.detach())
         return x
@@ -197,8 +198,9 @@ class Trace:
         return [(0, [knockout.here(rows, self.offset, self._end, self.offset == self._start)
                      for _, knockout in self._at[site]])]
 
-    def routed(self, layer: int, choice_BL: Tensor) -> None:
-        """Which expert each token of this layer was sent to; the cone counts what its jobs change."""
+    def routed(self, layer: int, choice_BL: Tensor, p_BLE: Tensor) -> None:
+        """Which expert each token of this layer was sent to, and every expert's probability; the cone counts what its
+        jobs change."""
 
     def again(self, site: Site, x: Tensor, blocks: Sequence[int], at: int) -> Tensor:
         """Edits on a value of `blocks`, one after another on axis 0, that a knockout makes a second time: not counted."""

@@ -36,6 +36,7 @@ class Ledger:
     halvings: int = 0
     routed: Counter = field(default_factory=Counter)  # of each layer with experts: tokens of jobs that were sent to one
     flips: Counter = field(default_factory=Counter)  # and those sent to another than in the clean run beside
+    least_margin: float = math.inf  # of any token's best expert's probability over the second's, where one was chosen
 
     @property
     def routing(self) -> dict:
@@ -43,7 +44,7 @@ class Ledger:
         layer; empty where there are no experts."""
         if not self.routed:
             return {}
-        return {"routing": {"tokens": self.routed.total(), "flips": self.flips.total(),
+        return {"routing": {"tokens": self.routed.total(), "flips": self.flips.total(), "least_margin": self.least_margin,
                             "by_layer": {str(layer): [self.flips[layer], self.routed[layer]] for layer in sorted(self.routed)}}}
 
 
@@ -127,6 +128,7 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, le
     ledger.edits.update(trace.fired)
     ledger.routed.update(trace.choices)
     ledger.flips.update(trace.flips)
+    ledger.least_margin = min(ledger.least_margin, trace.least_margin)
     # some jobs at a time, so that their logits are read while they are in cache
     wide = lm.config.padded_vocab if only_BX is None else only_BX.shape[1]
     size = max(1, READ // (rows * tail * wide))
@@ -146,6 +148,7 @@ class _Jobs(Trace):
         self.fired: Counter[str] = Counter()
         self.choices: Counter[int] = Counter()
         self.flips: Counter[int] = Counter()
+        self.least_margin = math.inf
         self._met: dict[tuple[int, int, Site], set[int]] = {}
         self._jobs: dict[Site, list[tuple[int, int, object]]] = defaultdict(list)
         self._masks: dict[tuple, tuple] = {}
@@ -205,10 +208,12 @@ class _Jobs(Trace):
     def before(self, layer, names):
         return [self.prefix.kept(Site(layer, name)) for name in names]
 
-    def routed(self, layer, choice_BL):
+    def routed(self, layer, choice_BL, p_BLE):
         clean_BL, *jobs = choice_BL.split(self.rows)
         self.choices[layer] += sum(choice_BL.numel() for choice_BL in jobs)
         self.flips[layer] += sum(int((choice_BL != clean_BL).sum()) for choice_BL in jobs)
+        first_BL, second_BL = p_BLE.topk(2, dim=-1).values.unbind(-1)
+        self.least_margin = min(self.least_margin, float((first_BL - second_BL).min()))
 
     def _acting(self, site, block):
         return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]

@@ -38,6 +38,9 @@ def load(name_or_path: str | Path, *, backend: str = "auto", device: str = "auto
     """
     device, dtype = device_of(device), dtype_of(dtype)
     folder = _folder(str(name_or_path))
+    if folder in EMBEDDED.values() and not any((folder / name).is_file() for name in checkpoints.WEIGHTS):
+        raise UserError(f"no public checkpoint of {name_or_path}; train one: experiment=train model={name_or_path}, and give the "
+                        "run's artifacts folder as model.path")
     weights = checkpoints.weights_file(folder)
     files = (*checkpoints.parts(weights), folder / "config.json", folder / "tokenizer.json", Path(str(tokenizer)))
     key = (*map(_stamp, files), backend, device, dtype, str(tokenizer), *sorted((options or {}).items()))

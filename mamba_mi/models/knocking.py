@@ -245,7 +245,7 @@ def _refuse_two_gradients(mixer, trace, removals) -> None:
     names = ["write", "state"]
     if any((removal.tokens_BL | removal.sides_BL).any() for removal in removals):
         names += ["conv", "B"] + ["C"] * any(removal.own for removal in removals)
-        names += ["dt"] * (mixer.config.variant == "mamba1")
+        names += ["dt"] * hasattr(mixer, "dt_proj")  # made of the conv's output
     if kept := [str(site) for site in trace.keep if site.layer == mixer.layer and site.name in names]:
         raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {mixer.layer}: the value is made "
                         "twice there, with and without the sources; keep in_proj, scan_out or another layer's site")

@@ -96,8 +96,13 @@ class Block(Mixer):
         selected = self.select(at, at("conv", v_BLE))
         y_BLEP, h = self.mix(trace, u_BLE, selected, -self.A_log.exp(), past, keep)
         y_BLE = at("scan_out", y_BLEP[..., 0])
-        out_BLD = at("out", self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE))))
+        out_BLD = self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE)))
+        out_BLD = at("out", self.joined(out_BLD, resid_BLD, trace))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+
+    def joined(self, out_BLD: Tensor, resid_BLD: Tensor, trace) -> Tensor:
+        """What the layer adds to the stream: what its state space gives, and whatever stands beside it."""
+        return out_BLD
 
     def select(self, at, v_BLE: Tensor, _=None) -> Selected:
         """The scan's input and the dt, B and C it selects by, all made of the conv's output."""

@@ -73,6 +73,7 @@ class Layer(nn.Module):
     BEFORE: tuple[str, ...] | None = ()  # sites of the tokens before a pass that its knockouts read; None: they need the sources in the pass
     BY_HEAD: tuple[str, ...] = ()  # sites whose first axis goes head after head
     MATRIX: tuple[str, ...] = ()  # sites that `matrix` is made of
+    BALANCED: tuple[str, ...] = ()  # sites that training adds a loss for (`auxiliary_loss`)
     float32_parameters: tuple[str, ...] = ()  # exponentiated or normalised: never narrower
 
     def __init__(self, config, layer: int, backend):
@@ -90,6 +91,10 @@ class Layer(nn.Module):
         """M_BHTS of y_t = Σ_s M[t, s] v_s for these query rows and heads or channels; None for all. `values` are those of
         MATRIX's sites over the whole prompt."""
         raise UserError(f"layer {self.layer} of a {self.config.variant} mixes no tokens: it has no mixing matrix")
+
+    def auxiliary_loss(self, trace) -> Tensor:
+        """What it adds to a training's loss, made of its sites BALANCED."""
+        raise NotImplementedError
 
     def meet(self, layers) -> None:
         """The model's layers are all there: one that reads others' weights takes them."""

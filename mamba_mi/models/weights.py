@@ -97,6 +97,8 @@ def _read_torch(path):
                         if why else f"{path}: not a torch checkpoint ({_first_line(e)})") from None
     except Exception as e:  # a damaged file leads the reader into errors of any kind
         raise UserError(f"{path}: truncated or not a torch checkpoint ({_first_line(e)}); download it again") from None
+    if isinstance(weights, dict) and list(weights) == ["model"] and isinstance(weights["model"], dict):
+        weights = weights["model"]  # BlackMamba's
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) and isinstance(x, torch.Tensor) for name, x in weights.items()):
         raise UserError(f"{path}: expected a mapping of names to tensors, found {type(weights).__name__}")

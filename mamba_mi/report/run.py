@@ -64,7 +64,8 @@ def _kind(model: dict) -> str:
 def _measured(tables: RunTables) -> list[str]:
     off, routing = tables.manifest.get("deviation"), tables.manifest.get("routing")
     said = [f"The interventions sent {routing['flips']:,} of {routing['tokens']:,} tokens ({routing['flips'] / routing['tokens']:.1%}) to "
-            "another expert than the clean run did; what they change there is part of the effects (by layer: manifest.json)."
+            "another expert than the clean run did; what they change there is part of the effects (by layer: manifest.json). "
+            f"The nearest choice was {routing['least_margin']:.1e} of probability ahead of the next."
             ] if routing else []
     if not off:
         return said

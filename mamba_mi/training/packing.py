@@ -15,6 +15,7 @@ from mamba_mi.data.facts.tasks import OTHER, Draw, Passage, box, filler, mqar, r
 from mamba_mi.data.facts.vocabulary import BOS, pieces, vocabulary
 from mamba_mi.data.facts.words import CITIES, COUNTRIES, PERSON, TWO_HOP
 from mamba_mi.data.facts.world import Saying, world
+from mamba_mi.trace import BLIND, Site, Trace
 
 SEQUENCES = {"text": 0.70, "mqar": 0.20, "box": 0.05, "repeat": 0.05}  # shares of the sequences
 SENTENCES = {"people": 0.69, "places": 0.07, "two_hop": 0.17, "filler": 0.07}  # shares of a text's sentences
@@ -62,10 +63,14 @@ def sentence(saying: Saying) -> list[str]:
 
 
 def next_token_loss(lm, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor:
-    """Cross entropy of every token given those before it, averaged by weight."""
-    resid_BLD, _ = lm.through(lm.embed(tokens_BL), keep=False)
+    """Cross entropy of every token given those before it, averaged by weight; and what layers add for their balance."""
+    balanced = [layer for layer in lm.layers if layer.BALANCED]
+    sites = [Site(layer.layer, name) for layer in balanced for name in layer.BALANCED]
+    trace = Trace(keep=sites, grad=torch.is_grad_enabled()) if sites else BLIND
+    resid_BLD, _ = lm.through(lm.embed(tokens_BL, trace), trace=trace, keep=False)
     logits_BLV = lm.unembed(resid_BLD[:, :-1])
     target_N = tokens_BL[:, 1:].flatten().to(logits_BLV.device)
     nats_N = F.cross_entropy(logits_BLV.flatten(0, 1), target_N, reduction="none")
     weights_N = weights_BL[:, 1:].flatten().to(nats_N)
-    return (nats_N * weights_N).sum() / weights_N.sum()
+    loss = (nats_N * weights_N).sum() / weights_N.sum()
+    return loss + sum(layer.auxiliary_loss(trace) for layer in balanced)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .checkpoints import MAMBA1, MAMBA2, random_checkpoint
+from .moe import PUBLISHED, moe, moe_checkpoint
 from .recurrence import inner
 
 
@@ -26,4 +27,6 @@ def _mamba(config) -> Oracle:
 ORACLES = {
     "mamba1": _mamba({**MAMBA1, "n_layer": 3}),
     "mamba2": _mamba({**MAMBA2, "n_layer": 3}),
+    "moe": Oracle(lambda folder, seed: moe_checkpoint(folder, PUBLISHED, seed),
+                  lambda weights, tokens: moe(PUBLISHED, weights, tokens).logits),
 }
