@@ -29,7 +29,7 @@ from mamba_mi.trace import BLIND, Site
 __all__ = ["ABOUT", "PUBLISHED", "Block", "Config", "parse", "published_config", "recognises", "settle", "their_name"]
 PUBLISHED = {"densemamba-350m": "jamesHD2001/DenseMamba-350M", "densemamba-1.3b": "jamesHD2001/DenseMamba-1.3B"}
 ABOUT = ("Published under the name DenseMamba, but it is DenseGAU-RetNet: retention, no selective scan, and so no dt, A, B or C. "
-         "What is seen in it says nothing of state space models.")
+         "What is found in it is found of retention, not of state space models.")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Block(Layer):
 
     @torch.no_grad()
     def initialise(self, generator) -> None:
-        """Uniform within 1/√fan_in, to_out over √n_layer, as the other variants; the published start is not told."""
+        """Uniform within 1/√fan_in, to_out over √n_layer, as other variants start here; the published one is for wider models."""
         for x in self.parameters():
             if x.ndim == 1:
                 x.fill_(1.0)
