@@ -5,6 +5,12 @@
         `dt_write` (BLH) stands in for dt in the second term alone: a write is changed, what decays is not
     conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> y_BLC, tail_BKC
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs
+    retain(q_BQHK, k_BLHK, v_BLHV, decay_BLH, *, past=None, at=None, gone_BT=None) -> y_BQHV
+        y_t = Σ_{s<=t} M[t, s] v_s,   M[t, s] = S[t, s] / clamp(Σ_s |S[t, s]|, 1, 5e4), the sum being cut from gradients
+        S[t, s] = (q_t . k_s) left[t, s] / sqrt(Σ_s left[t, s]),   left[t, s] = Π_{s+1..t} decay
+        `past` is the keys, the values and what is left of each at the last token before the pass (bPHK, bPHV, bPH)
+        `at` says in order which positions of the pass the queries are at (all); `gone_BT` for which sources M is 0 in these
+        rows, the last L columns being the pass. `decay` may have one row for all
 
 Mamba-1 is H = E heads of P = 1 with N decays each; Mamba-2 has one decay a head (A_HN with one column).
 `h0` and `tail` may hold fewer rows than the batch: row r then starts from row r % len(h0), so that many jobs on one

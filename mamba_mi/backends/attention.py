@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mamba_mi.backends.chunked import conv
 from mamba_mi.backends.reference import spread, widened
+from mamba_mi.backends.retention import whole as retain
 from mamba_mi.config import UserError
 
-__all__ = ["blocks", "conv", "missing", "mixing", "picked", "scan"]
+__all__ = ["blocks", "conv", "missing", "mixing", "picked", "retain", "scan"]
 BLOCK = 1 << 16  # entries of M made at once: they stay in cache
 
 

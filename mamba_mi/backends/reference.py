@@ -57,6 +57,32 @@ def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor
     return torch.stack(ys, dim=1), tail
 
 
+def retain(q_BQHK, k_BLHK, v_BLHV, decay_BLH, *, past=None, at=None, gone_BT=None) -> Tensor:
+    """Retention, one query after another; L pass, P before it, T = P + L, K key, V value."""
+    rows, length = k_BLHK.shape[:2]
+    wide = [x.to(torch.promote_types(v_BLHV.dtype, torch.float32)) for x in (q_BQHK, k_BLHK, v_BLHV, decay_BLH)]
+    q_BQHK, k_BTHK, v_BTHV, decay_BLH = wide[0], wide[1], wide[2], wide[3].expand(rows, -1, -1)
+    left_BTH = decay_BLH[:, :0]
+    if past is not None:
+        k_past, v_past, left_BTH = (spread(x, rows).to(k_BTHK) for x in past)
+        k_BTHK, v_BTHV = torch.cat([k_past, k_BTHK], 1), torch.cat([v_past, v_BTHV], 1)
+    ys, before = [], left_BTH.shape[1]
+    asked = list(range(length)) if at is None else at.tolist()
+    for t in range(length):
+        left_BTH = torch.cat([left_BTH * decay_BLH[:, t:t + 1], torch.ones_like(decay_BLH[:, :1])], 1)
+        if t not in asked:
+            continue
+        M_BTH = (k_BTHK[:, :before + t + 1] * q_BQHK[:, asked.index(t), None]).sum(-1)
+        M_BTH = M_BTH * left_BTH / left_BTH.sum(1, keepdim=True).sqrt()
+        M_BTH = M_BTH / M_BTH.detach().abs().sum(1, keepdim=True).clamp(1, 5e4)
+        if gone_BT is not None:
+            first = gone_BT.shape[1] - length - before  # a mask may say nothing of what came before the pass
+            here_BT = torch.nn.functional.pad(gone_BT, (-first, 0))[:, :before + t + 1]
+            M_BTH = M_BTH.masked_fill(here_BT[..., None].to(M_BTH.device), 0)
+        ys.append((M_BTH[..., None] * v_BTHV[:, :before + t + 1]).sum(1))
+    return torch.stack(ys, dim=1).to(v_BLHV.dtype)
+
+
 def widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> list[Tensor | None]:
     """The scan's arguments in the type its sums are taken in, at least float32; what is written has dt unless it differs."""
     dt_write = dt_BLH if dt_write is None else dt_write

@@ -183,6 +183,8 @@ def _once(trace, what: str, knockouts: Sequence[tuple], make) -> list:
 
 def _gone(knockouts: Sequence[tuple], length: int, config) -> list[Gone]:
     """One for each distinct set of sources that some query of a block loses; a query of several loses all theirs."""
+    if config.d_conv == 1:
+        _refuse_conv(knockouts, config)
     by_head = any(knockout.heads or knockout.channels for *_, knockout in knockouts)
     acting_KBLH = torch.stack([queries_BL[:, -length:, None] & _heads(knockout, config, by_head)
                                for queries_BL, _, knockout in knockouts])
@@ -239,6 +241,15 @@ def _heads(knockout, config, by_head: bool) -> Tensor:
     mask_H = torch.zeros(count, dtype=torch.bool)
     mask_H[list(asked)] = True
     return mask_H
+
+
+def _refuse_conv(knockouts: Sequence[tuple], config) -> None:
+    """Of a variant in which no token reaches another's slot but by the mixing."""
+    for *_, knockout in knockouts:
+        asked = [f"{name}={getattr(knockout, name)!r}" for name, plain in (("conv", "scan"), ("span", "token"), ("query_conv", False))
+                 if getattr(knockout, name) != plain]
+        if asked:
+            raise UserError(f"Knockout({', '.join(asked)}): a {config.variant} has no conv; give conv=\"scan\", span=\"token\"")
 
 
 def _refuse_two_gradients(mixer, trace, removals) -> None:

@@ -10,9 +10,9 @@ from mamba_mi.measure.selection import top_answers
 from mamba_mi.models import EMBEDDED
 from mamba_mi.training.checkpointing import weights_hash
 
-VARIANTS = {"tiny": "mamba2", "tiny-mamba1": "mamba1", "tiny-moe": "moe"}
+VARIANTS = {"tiny": "mamba2", "tiny-mamba1": "mamba1", "tiny-moe": "moe", "tiny-retnet": "retnet"}
 UNTRAINED = {"moe-mamba"}  # a config and a vocabulary alone
-RECALL = dict.fromkeys(VARIANTS, 0.95) | {"tiny-moe": 0.99}  # at least, of facts in words they were never told in
+RECALL = dict.fromkeys(VARIANTS, 0.95) | dict.fromkeys(("tiny-moe", "tiny-retnet"), 0.99)  # at least, of facts in words never told
 
 
 def info(name: str) -> dict:

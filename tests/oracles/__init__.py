@@ -1,4 +1,5 @@
 """What the models and backends are held against: written from the published equations alone."""
+from . import retnet
 from .attention import mixing_matrix
 from .checkpoints import CONFIGS, MAMBA1, MAMBA2, random_checkpoint, shapes, with_ssm
 from .compare import deviation
@@ -6,4 +7,4 @@ from .knockout import Knock, knocked
 from .recurrence import Inner, causal_conv, inner, mamba1, mamba2, scan
 
 __all__ = ["CONFIGS", "MAMBA1", "MAMBA2", "Inner", "Knock", "causal_conv", "deviation", "inner", "knocked", "mamba1", "mamba2",
-           "mixing_matrix", "random_checkpoint", "scan", "shapes", "with_ssm"]
+           "mixing_matrix", "random_checkpoint", "retnet", "scan", "shapes", "with_ssm"]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import retnet
 from .checkpoints import MAMBA1, MAMBA2, random_checkpoint
 from .moe import PUBLISHED, moe, moe_checkpoint
 from .recurrence import inner
@@ -29,4 +30,6 @@ ORACLES = {
     "mamba2": _mamba({**MAMBA2, "n_layer": 3}),
     "moe": Oracle(lambda folder, seed: moe_checkpoint(folder, PUBLISHED, seed),
                   lambda weights, tokens: moe(PUBLISHED, weights, tokens).logits),
+    "retnet": Oracle(lambda folder, seed: retnet.random_checkpoint(folder, retnet.RETNET, seed),
+                     lambda weights, tokens: retnet.inner(retnet.RETNET, weights, tokens).logits),
 }
