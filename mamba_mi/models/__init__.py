@@ -21,6 +21,7 @@ from mamba_mi.models.tokenizer import load_tokenizer
 __all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save"]
 
 EMBEDDED = variants.embedded()
+RECIPES = variants.recipes()  # untrained: `blank` alone takes them
 HUB = variants.published()
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -38,9 +39,6 @@ def load(name_or_path: str | Path, *, backend: str = "auto", device: str = "auto
     """
     device, dtype = device_of(device), dtype_of(dtype)
     folder = _folder(str(name_or_path))
-    if folder in EMBEDDED.values() and not any((folder / name).is_file() for name in checkpoints.WEIGHTS):
-        raise UserError(f"no public checkpoint of {name_or_path}; train one: experiment=train model={name_or_path}, and give the "
-                        "run's artifacts folder as model.path")
     weights = checkpoints.weights_file(folder)
     files = (*checkpoints.parts(weights), folder / "config.json", folder / "tokenizer.json", Path(str(tokenizer)))
     key = (*map(_stamp, files), backend, device, dtype, str(tokenizer), *sorted((options or {}).items()))
@@ -95,7 +93,7 @@ def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device:
           dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, embedding_std: float = 0.15,
           options: Mapping | None = None) -> LM:
     """An untrained model with the sizes and the tokenizer of a named one; its weights are not read."""
-    folder = _folder(str(name_or_path))
+    folder = RECIPES.get(str(name_or_path)) or _folder(str(name_or_path))
     config = checkpoints.read_config(folder, options=options).config
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
@@ -115,13 +113,16 @@ def _empty(module, config, backend, device, name, tokenizer) -> LM:
 def _folder(asked: str) -> Path:
     if asked in EMBEDDED:
         return EMBEDDED[asked]
+    if asked in RECIPES:
+        raise UserError(f"no public checkpoint of {asked}: train one, python launch.py experiment=train model={asked}, and give "
+                        "the run's artifacts folder as model.path")
     if (path := Path(asked).expanduser()).is_dir():
         return path
     if path.exists():
         raise UserError(f"{asked}: a checkpoint is a folder with config.json and weights, not a file")
     repo = HUB.get(asked, asked)
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
-        known = (*EMBEDDED, *HUB)
+        known = (*EMBEDDED, *HUB, *RECIPES)
         raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)}{did_you_mean(asked, known)}, "
                         "and hub ids (org/name)")
     return hub.download(repo)

@@ -39,6 +39,11 @@ def embedded() -> dict[str, Path]:
     return {folder.name.replace("_", "-"): folder for folder in folders}
 
 
+def recipes() -> dict[str, Path]:
+    """The folders of sizes and a vocabulary without weights, for models nobody published: `recipes/moe_mamba` is `moe-mamba`."""
+    return {path.parent.name.replace("_", "-"): path.parent for path in sorted(HERE.glob("recipes/*/config.json"))}
+
+
 def options(module: ModuleType) -> dict[str, tuple]:
     """What may be said of a variant's checkpoint besides its config, and with which values."""
     return getattr(module, "OPTIONS", {})

@@ -117,7 +117,7 @@ def test_a_models_sizes_agree_with_each_other_and_with_its_name(compose, model):
 
 
 def test_every_model_has_its_file_and_every_backend_too():
-    assert set(options("model")) == {*models.HUB, *models.EMBEDDED}
+    assert set(options("model")) == {*models.HUB, *models.EMBEDDED, *models.RECIPES}
     assert set(options("backend")) == {"auto", *backends.names()}
     assert {PRESETS.get(name, name) for name in options("experiment")} == set(options("method")) == set(experiments.names())
     assert set(options("dataset")) == set(data.names())

@@ -4,14 +4,13 @@ import json
 import pytest
 import torch
 
-from mamba_mi import UserError, models
+from mamba_mi import models
 from mamba_mi.data import facts
 from mamba_mi.measure.selection import top_answers
 from mamba_mi.models import EMBEDDED
 from mamba_mi.training.checkpointing import weights_hash
 
 VARIANTS = {"tiny": "mamba2", "tiny-mamba1": "mamba1", "tiny-moe": "moe", "tiny-retnet": "retnet"}
-UNTRAINED = {"moe-mamba"}  # a config and a vocabulary alone
 RECALL = dict.fromkeys(VARIANTS, 0.95) | dict.fromkeys(("tiny-moe", "tiny-retnet"), 0.99)  # at least, of facts in words never told
 
 
@@ -20,7 +19,7 @@ def info(name: str) -> dict:
 
 
 def test_each_takes_no_more_than_three_megabytes_beside_the_shared_vocabulary():
-    assert set(EMBEDDED) == {*VARIANTS, *UNTRAINED}
+    assert set(EMBEDDED) == set(VARIANTS)
     assert all((EMBEDDED[name] / "model.safetensors").stat().st_size <= 3e6 for name in VARIANTS)
 
 
@@ -41,12 +40,3 @@ def test_facts_in_words_they_were_never_told_in_are_recalled_as_the_examination_
         answers = top_answers(lm, prompts, 128)
     share = sum(answers[p.prompt_id] == p.target_id for p in prompts) / len(prompts)
     assert share == pytest.approx(told["hit"], abs=0.04)
-
-
-@pytest.mark.parametrize("name", sorted(UNTRAINED))
-def test_what_has_no_public_checkpoint_says_how_to_train_one_and_can_be_trained(name):
-    with pytest.raises(UserError, match=f"no public checkpoint of {name}; train one: experiment=train model={name}"):
-        models.load(name)
-    lm = models.blank(name, seed=0)
-    assert lm.config.vocab_size == len(lm.tokenizer) and torch.isfinite(lm(torch.tensor([[2, 5, 9]]))[0]).all()
-    assert not list(EMBEDDED[name].glob("*.safetensors"))
