@@ -5,6 +5,9 @@
         `dt_write` (BLH) stands in for dt in the second term alone: a write is changed, what decays is not
     conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> y_BLC, tail_BKC
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs
+    long_conv(w_BLD, k_TD, *, past_bPD=None) -> y_BLD
+        y_t = Σ_{s<=t} k_{t-s} w_s; `past` is w before the pass, and k has a tap for every token of both. k_BTD has its own
+        taps for every row
     retain(q_BQHK, k_BLHK, v_BLHV, decay_BLH, *, past=None, at=None, gone_BT=None) -> y_BQHV
         y_t = Σ_{s<=t} M[t, s] v_s,   M[t, s] = S[t, s] / clamp(Σ_s |S[t, s]|, 1, 5e4), the sum being cut from gradients
         S[t, s] = (q_t . k_s) left[t, s] / sqrt(Σ_s left[t, s]),   left[t, s] = Π_{s+1..t} decay

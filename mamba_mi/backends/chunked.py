@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mamba_mi.backends.long_conv import long_conv
 from mamba_mi.backends.reference import spread, widened
 from mamba_mi.backends.retention import retain
 
-__all__ = ["conv", "missing", "retain", "scan"]
+__all__ = ["conv", "long_conv", "missing", "retain", "scan"]
 CHUNK = 64
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
 UNDERFLOW = -800.0  # exp(-800) is 0 in float64 too; the clamp keeps cumulated decays small enough to subtract

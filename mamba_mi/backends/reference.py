@@ -83,6 +83,17 @@ def retain(q_BQHK, k_BLHK, v_BLHV, decay_BLH, *, past=None, at=None, gone_BT=Non
     return torch.stack(ys, dim=1).to(v_BLHV.dtype)
 
 
+def long_conv(w_BLD, k_TD, *, past_bPD=None) -> Tensor:
+    """The long convolution, one token after another, each a sum over all before it."""
+    kind = torch.promote_types(w_BLD.dtype, torch.float32)
+    w_BTD, k_TD, before = w_BLD.to(kind), k_TD.to(kind), 0
+    if past_bPD is not None:
+        before = past_bPD.shape[1]
+        w_BTD = torch.cat([spread(past_bPD.to(kind), len(w_BLD)), w_BTD], dim=1)
+    ys = [(w_BTD[:, :t + 1] * k_TD[..., :t + 1, :].flip(-2)).sum(dim=1) for t in range(before, w_BTD.shape[1])]
+    return torch.stack(ys, dim=1).to(w_BLD.dtype)
+
+
 def widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> list[Tensor | None]:
     """The scan's arguments in the type its sums are taken in, at least float32; what is written has dt unless it differs."""
     dt_write = dt_BLH if dt_write is None else dt_write

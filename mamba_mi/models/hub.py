@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mamba_mi.config import UserError
 from mamba_mi.models.checkpoints import read_config
-from mamba_mi.models.weights import INDEX, WEIGHTS, some
+from mamba_mi.models.weights import FLAT, INDEX, WEIGHTS, lead, some
 
 SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -23,9 +23,10 @@ def download(repo: str) -> Path:
         return _cached(repo, e)
     weights = _weights(repo, held)
     try:
-        folder = Path(hub.snapshot_download(repo, allow_patterns=[name for name in held if name in SMALL]))
-        read_config(folder)  # before gigabytes of a model that is none of ours
-        hub.snapshot_download(repo, allow_patterns=[*SMALL, *weights])
+        if "config.json" in held:
+            folder = Path(hub.snapshot_download(repo, allow_patterns=[name for name in held if name in SMALL]))
+            read_config(folder)  # before gigabytes of a model that is none of ours
+        folder = Path(hub.snapshot_download(repo, allow_patterns=[*SMALL, *weights]))
     except UserError:
         raise
     except Exception as e:
@@ -35,27 +36,34 @@ def download(repo: str) -> Path:
 
 def _weights(repo: str, held: Sequence[str]) -> list[str]:
     """The files to fetch of those the repo holds: one format, all of its shards."""
-    lead = next((name for name in WEIGHTS if name in held), None)
-    if lead is None or "config.json" not in held:
-        raise UserError(f"{repo}: this hub repo is no checkpoint: it needs config.json and one of {', '.join(WEIGHTS)}, "
-                        f"and holds {some(sorted(held), most=8)}")
-    if not lead.endswith(INDEX):
-        return [lead]
-    stem, suffix = lead.removesuffix(INDEX).rsplit(".", 1)
-    return [lead, *(name for name in held if name.startswith(f"{stem}-") and name.endswith(f".{suffix}"))]
+    first = lead(held, repo)
+    if not _is_checkpoint(first, held):
+        raise UserError(f"{repo}: this hub repo is no checkpoint: it needs config.json and one of {', '.join(WEIGHTS)}, or one "
+                        f"*{FLAT}, and holds {some(sorted(held), most=8)}")
+    if not first.endswith(INDEX):
+        return [first]
+    stem, suffix = first.removesuffix(INDEX).rsplit(".", 1)
+    return [first, *(name for name in held if name.startswith(f"{stem}-") and name.endswith(f".{suffix}"))]
+
+
+def _is_checkpoint(weights: str, held: Sequence[str]) -> bool:
+    return bool(weights) and ("config.json" in held or weights.endswith(FLAT))
 
 
 def _cached(repo: str, cause: Exception) -> Path:
     """What an earlier call fetched, where the hub cannot be asked; a refusal by the hub itself stands."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     if isinstance(cause, RepositoryNotFoundError | HFValidationError):
         raise _refusal(repo, cause) from None
-    config = try_to_load_from_cache(repo, "config.json", cache_dir=constants.HF_HUB_CACHE)
-    if not isinstance(config, str) or not any((Path(config).parent / name).is_file() for name in WEIGHTS):
+    held = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    main = held / "refs" / "main"
+    folder = held / "snapshots" / main.read_text(encoding="utf-8").strip() if main.is_file() else held
+    files = sorted(path.name for path in folder.glob("*"))
+    if not _is_checkpoint(lead(files, str(folder)), files):
         raise _refusal(repo, cause) from None
-    return Path(config).parent
+    return folder
 
 
 def _refusal(repo: str, e: Exception) -> UserError:

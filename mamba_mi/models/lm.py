@@ -156,7 +156,9 @@ class LM(nn.Module):
         The residual stream is read through the next norm's weight by the next block, after the last by the head.
         """
         layer, name = site
-        if name in ("embed", "out", "resid_out"):  # a mixer's output is read where it has joined the stream
+        if 0 <= layer < self.config.n_layer and (own := self.layers[layer].reader(name)) is not None:
+            return own
+        if name in ("embed", "out", "mlp_out", "resid_out"):  # a mixer's output is read where it has joined the stream
             layer, name = layer + 1, "resid"
         if layer < self.config.n_layer and layer >= 0:
             return self.layers[layer].reader(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,17 +15,28 @@ import torch
 from mamba_mi.config import UserError
 
 INDEX = ".index.json"
+FLAT = ".ckpt"  # of a format that is one file, whatever its name
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 
 
 def weights_file(folder: Path) -> Path:
     """The folder's weights, or the index of its shards; safetensors first."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: no weights; expected {' or '.join(WHOLE)}, or the index of its shards, found "
-                    f"{', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}")
+    held = sorted(path.name for path in folder.iterdir())
+    if name := lead(held, str(folder)):
+        return folder / name
+    raise UserError(f"{folder}: no weights; expected {' or '.join(WHOLE)}, the index of its shards, or one *{FLAT}, found "
+                    f"{', '.join(held) or 'nothing'}")
+
+
+def lead(names: Sequence[str], where: str) -> str:
+    """Which of these files are the weights, or say where they are; empty if none. Several flat ones raise."""
+    if known := [name for name in WEIGHTS if name in names]:
+        return known[0]
+    flat = [name for name in names if name.endswith(FLAT)]
+    if len(flat) > 1:
+        raise UserError(f"{where}: {some(flat)} are several checkpoints; give a folder with one of them as model.path")
+    return flat[0] if flat else ""
 
 
 def parts(path: Path) -> tuple[Path, ...]:

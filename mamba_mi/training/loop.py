@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mamba_mi.config import UserError
 from mamba_mi.training import checkpointing
 
-UNDECAYED = ("A_log", "dt_bias", "D", "conv")  # parts of names; so are norms and biases, being vectors
+UNDECAYED = ("A_log", "dt_bias", "D", "conv", "short_filter", "filter_fn")  # parts of names; so are norms and biases, being vectors
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import retnet
 from .checkpoints import MAMBA1, MAMBA2, random_checkpoint
+from .hyena import SIZES, hyena, hyena_checkpoint
 from .moe import PUBLISHED, moe, moe_checkpoint
 from .recurrence import inner
 
@@ -28,6 +29,8 @@ def _mamba(config) -> Oracle:
 # keys of a few numbers cancel now and then, and every float32 implementation is then off by 1e-4
 WIDE = {**retnet.RETNET, "hidden_size": 96, "query_key_dim": 128}
 ORACLES = {
+    "hyena": Oracle(lambda folder, seed: hyena_checkpoint(folder, SIZES["hyena"], seed),
+                    lambda weights, tokens: hyena(weights, tokens).logits),
     "mamba1": _mamba({**MAMBA1, "n_layer": 3}),
     "mamba2": _mamba({**MAMBA2, "n_layer": 3}),
     "moe": Oracle(lambda folder, seed: moe_checkpoint(folder, PUBLISHED, seed),
