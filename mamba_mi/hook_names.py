@@ -65,7 +65,7 @@ def site_name(asked: str) -> str:
 
 def place_of(asked: str) -> Place:
     """Where any accepted name points: `blocks.3.hook_h.7`, `hook_embed`, `hook_h`, and our own `3.dt`, `dt`."""
-    if ours := re.fullmatch(r"(?:(-?\d+)\.)?([A-Za-z_]+)", asked):
+    if ours := re.fullmatch(r"(?:(-?\d+)\.)?([A-Za-z_]\w*)", asked):
         layer, name = ours.groups()
         if "hook" not in name:
             outer = -1 if name in OUTER.values() else None

@@ -1,0 +1,240 @@
+"""DenseMamba on Mamba-1: a layer's output reads its own state and those of the layers before it (He et al. 2024).
+
+A reconstruction: no checkpoint of the paper's DenseMamba is public, and neither is what its projection is. Here, for
+layer l with m = min(dense_layers, l) earlier neighbours, n the layer's normed input and h the state of each layer:
+    fused_t^l = h_t^l + Σ_{i=1..m} gate_i(n_t) ⊙ proj_i(h_t^{l-i}),    y_t = C_t · fused_t + D v_t
+    gate_i(n) = silu(fc2_i(silu(fc1_i n)))   one number a channel E, through a small bottleneck
+    proj_i(h) = P_i h                        N by N, shared by the channels, the identity at first
+h carries the recurrence, `fused` only feeds the output. P_i acts on N and the gate on E, so what a route adds to y is
+gate_i ⊙ (C_t P_i) · h_t^{l-i}: the earlier layer's writes scanned again and read with C_t P_i. No state is ever made,
+memory stays linear, and every backend serves. For this the residual stream handed from layer to layer is wider than D:
+[D | for each of the last m layers, the latest first: v (E), dt (E), B (N)]; the last layer hands on D alone.
+A knockout takes out the layer's own writes; with `dense=True` the routes lose the sources' slots too.
+
+Shape legend: B batch, L length, D width, E inner, N state, I earlier layers, H = I·E, P = 1, X the wide stream or a part.
+Sites: Mamba-1's, and `dense_gate_1` … (gate_i, BLE), `fused` (BLEPN, made only when watched), `dense` (what all routes add
+to y, BLE). `state` and `write` are the layer's own.
+"""
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_mi.backends import reference
+from mamba_mi.backends.attention import mixing
+from mamba_mi.config import UserError
+from mamba_mi.models import mamba1, state_spaces
+from mamba_mi.models.knocking import knock_out
+from mamba_mi.models.mixer import kaiming
+from mamba_mi.models.state_spaces import their_name
+from mamba_mi.trace import BLIND, Site
+
+__all__ = ["ABOUT", "Block", "Config", "parse", "published_config", "recognises", "their_name"]
+ABOUT = ("DenseMamba rebuilt from the paper (He et al. 2024) on Mamba-1: no checkpoint of it is public, and its gate and "
+         "projection are defined in mamba_mi/models/densemamba.py")
+PUBLISHED: dict[str, str] = {}
+SSM_KEYS = mamba1.SSM_KEYS | {"dense_layers", "dense_rank"}
+
+
+@dataclass(frozen=True)
+class Config(mamba1.Config):
+    """Mamba-1's sizes, how many earlier layers a layer reads, and the width of the gates' bottleneck."""
+
+    dense_layers: int = 2
+    dense_rank: int = 0
+    variant: str = "densemamba"
+
+    def floats(self, length: int, watched: bool) -> int:
+        """Mamba-1's, and the routes': what they read, gates, scans."""
+        mixing_ = 3 * self.d_inner * self.d_state // length + 1
+        route = 6 * self.d_inner + 2 * self.d_state + mixing_ + (2 * self.d_inner * self.d_state if watched else 0)
+        return super().floats(length, watched) + self.dense_layers * route
+
+    @classmethod
+    def of(cls, common: Mapping, ssm: Mapping) -> Config:
+        rank = ssm.get("dense_rank", "auto")
+        return super().of(common, {**ssm, "dense_rank": math.ceil(common["d_model"] / 16) if rank == "auto" else rank})
+
+
+class State(NamedTuple):
+    """Mamba-1's conv inputs and state, and the states of the earlier layers as this layer scans them again."""
+
+    tail_BKC: Tensor
+    h_BHPN: Tensor
+    dense_BHPN: Tensor
+
+
+class Fusing(NamedTuple):
+    """What a layer's scan is made of, then its routes: gates, and what the earlier layers wrote, the latest first."""
+
+    v_BLHP: Tensor
+    dt_BLH: Tensor
+    B_BLGN: Tensor
+    C_BLGN: Tensor
+    gate_BLIE: Tensor
+    v_BLIE: Tensor
+    dt_BLIE: Tensor
+    B_BLIN: Tensor
+
+
+class Route(nn.Module):
+    """The way from one earlier layer: its gate by channel, and its projection of the state."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        D, E, N, R = config.d_model, config.d_inner, config.d_state, config.dense_rank
+        self.fc1, self.fc2 = nn.Linear(D, R, bias=False), nn.Linear(R, E, bias=False)
+        self.proj = nn.Linear(N, N, bias=False)
+
+    def gate(self, n_BLD: Tensor) -> Tensor:
+        """How much of each channel's earlier state is let in."""
+        return F.silu(self.fc2(F.silu(self.fc1(n_BLD))))
+
+
+class Block(mamba1.Block):
+    """One layer: Mamba-1's, whose scan is read together with those of the layers before it."""
+
+    SCANNED = ("write", "state", "fused")
+    ROUTED = ("dense",)
+
+    def __init__(self, config: Config, layer: int, backend):
+        super().__init__(config, layer, backend)
+        self.dense = nn.ModuleList(Route(config) for _ in range(min(config.dense_layers, layer)))
+        self.earlier: tuple[Block, ...] = ()
+
+    @property
+    def SITES(self) -> tuple[str, ...]:
+        if not self.dense:
+            return mamba1.Block.SITES
+        gates = (f"dense_gate_{i + 1}" for i in range(len(self.dense)))
+        head, tail = mamba1.Block.SITES[:8], mamba1.Block.SITES[8:]
+        return (*head, *gates, *tail[:2], "fused", "dense", *tail[2:])
+
+    def meet(self, layers) -> None:
+        """Keep the earlier layers, whose A this one scans with; a tuple, so that they are no parts of it."""
+        self.earlier = tuple(layers[self.layer - i] for i in range(1, len(self.dense) + 1))
+
+    def forward(self, wide_BLX: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
+        """The wide stream after this layer, and the state to go on from (None unless `keep`)."""
+        at = self.sites(trace)
+        resid_BLD, written_BLIX = self._opened(wide_BLX)
+        resid_BLD = at("resid", resid_BLD)
+        n_BLD, u_BLE, z_BLE = self.enter(at, resid_BLD)
+        v_BLE, tail = self.convolve(u_BLE, past, keep=keep)
+        selected = self.select(at, at("conv", v_BLE))
+        fusing = Fusing(*selected, *self._routes(at, n_BLD, written_BLIX))
+        states = [] if self.dense and trace.wants(Site(self.layer, "fused")) else None
+        A_HN = -self.A_log.exp()
+        y_BLEP, h = self._scan(trace, fusing, A_HN, past, keep, states)
+        dense_BLE, ends = self._dense(fusing, past, keep=keep)
+        by_state = trace.grad or trace.edits(Site(self.layer, "fused"))
+        y_BLEP = self._fused(at, y_BLEP, fusing, dense_BLE, past, states, by_state=by_state)
+        y_BLEP = knock_out(self, trace, y_BLEP, u_BLE, fusing, A_HN, past)
+        out_BLD = self.leave(at, resid_BLD, z_BLE, y_BLEP)
+        return self._widened(out_BLD, fusing, written_BLIX), State(tail, h, ends) if keep else None
+
+    def output(self, again, y_BLHP, selected: Fusing, past, states, dense_BL) -> Tensor:
+        selected = selected._replace(v_BLIE=selected.v_BLIE.masked_fill(dense_BL[..., None, None], 0))
+        dense_BLE, _ = self._dense(selected, past)
+        return self._fused(again, y_BLHP, selected, dense_BLE, past, states or None, by_state=True)
+
+    def _opened(self, wide_BLX) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what the earlier layers wrote, side by side."""
+        D, routes = self.config.d_model, len(self.dense)
+        each, width = 2 * self.config.d_inner + self.config.d_state, wide_BLX.shape[-1]
+        if width != D + routes * each:
+            raise UserError(f"layer {self.layer} of a densemamba reads what the {routes} layers before it wrote, and takes a "
+                            f"stream {D + routes * each} wide, not {width}: start at layer 0, or from what `through` returned")
+        return wide_BLX[..., :D], wide_BLX[..., D:].unflatten(-1, (routes, each))
+
+    def _widened(self, out_BLD, fusing, written_BLIX) -> Tensor:
+        """The stream with what later layers read of this one and of those before it, in the stream's type: dt needs it."""
+        onward = min(self.config.dense_layers, self.layer + 1) if self.layer + 1 < self.config.n_layer else 0
+        if not onward:
+            return out_BLD
+        own = (fusing.v_BLHP[..., 0], fusing.dt_BLH, fusing.B_BLGN[:, :, 0])
+        earlier_BLX = written_BLIX[:, :, :onward - 1].flatten(2)
+        return torch.cat([out_BLD, *(x.to(out_BLD.dtype) for x in own), earlier_BLX], dim=-1)
+
+    def _routes(self, at, n_BLD, written_BLIX) -> tuple[Tensor, ...]:
+        """gate, v, dt and B of every earlier layer."""
+        E, N, kind = self.config.d_inner, self.config.d_state, n_BLD.dtype
+        v_BLIE, dt_BLIE, B_BLIN = written_BLIX.split([E, E, N], dim=-1)
+        gates = [at(f"dense_gate_{i + 1}", route.gate(n_BLD)) for i, route in enumerate(self.dense)]
+        gate_BLIE = torch.stack(gates, dim=2) if gates else n_BLD.new_zeros(v_BLIE.shape)
+        return gate_BLIE, v_BLIE.to(kind), dt_BLIE.to(self.A_log.dtype), B_BLIN.to(kind)
+
+    def _dense(self, fusing: Fusing, past, *, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+        """What the routes add to y, and the earlier layers' last states: one scan of I·E channels in I groups."""
+        if not self.dense:
+            start = fusing.v_BLIE
+            return torch.zeros_like(fusing.v_BLHP[..., 0]), start.new_zeros(len(start), 0, 1, self.config.d_state)
+        h0 = None if past is None else past.dense_BHPN
+        y_BLHP, h = self.backend.scan(*self._written(fusing), h0=h0, keep_h=keep)
+        return (fusing.gate_BLIE * y_BLHP[..., 0].unflatten(2, (len(self.dense), -1))).sum(dim=2), h
+
+    def _written(self, fusing: Fusing) -> tuple[Tensor, ...]:
+        """The arguments of the scan of what the earlier layers wrote, read with C P_i."""
+        A_HN = torch.cat([-layer.A_log.to(self.A_log.dtype).exp() for layer in self.earlier])
+        C_BLIN = torch.stack([fusing.C_BLGN[:, :, 0] @ route.proj.weight for route in self.dense], dim=2)
+        return fusing.v_BLIE.flatten(2)[..., None], fusing.dt_BLIE.flatten(2), A_HN, fusing.B_BLIN, C_BLIN
+
+    def _fused(self, at, y_BLEP, fusing, dense_BLE, past, states, *, by_state: bool) -> Tensor:
+        """y with the routes and the D-skip. Where `states` are there the fused state is made; `by_state`: y is read off it."""
+        if not self.dense:
+            return self.skip(y_BLEP, fusing.v_BLHP)
+        fused_BLEPN = None if states is None else at("fused", self._fused_states(fusing, past, states))
+        edited_BLE = at("dense", dense_BLE)
+        if fused_BLEPN is None or not by_state:
+            return self.skip(y_BLEP + edited_BLE[..., None], fusing.v_BLHP)
+        read_BLEP = fused_BLEPN.flatten(2, 3) @ fusing.C_BLGN[:, :, 0, :, None].to(fused_BLEPN.dtype)
+        return self.skip(read_BLEP.to(y_BLEP.dtype) + (edited_BLE - dense_BLE)[..., None], fusing.v_BLHP)
+
+    def _fused_states(self, fusing: Fusing, past, states: list[Tensor]) -> Tensor:
+        """h + Σ gate_i ⊙ P_i h_i of every position, BLEPN."""
+        earlier, h0 = [], None if past is None else past.dense_BHPN
+        reference.watched_scan(*self._written(fusing), h0=h0, on_state=lambda t, h: earlier.append(h) or h)
+        h_BLIEPN, fused_BLEPN = torch.cat(earlier, dim=1).unflatten(2, (len(self.dense), -1)), torch.cat(states, dim=1)
+        for i, route in enumerate(self.dense):
+            proj_NN, gate_BLE = route.proj.weight.to(h_BLIEPN.dtype), fusing.gate_BLIE[:, :, i]
+            fused_BLEPN = fused_BLEPN + gate_BLE[..., None, None] * (h_BLIEPN[:, :, i] @ proj_NN.T)
+        return fused_BLEPN
+
+    def matrix(self, values: Mapping[str, Tensor], rows, parts) -> Tensor:
+        """M_BHTS of the layer's own writes; what the routes add is not linear in these."""
+        return mixing(values["dt"], -self.A_log.exp(), values["B"], values["C"], rows=rows, heads=parts)
+
+    @torch.no_grad()
+    def initialise(self, generator) -> None:
+        """Mamba-1's; gates as linear layers start, projections at the identity."""
+        super().initialise(generator)
+        for route in self.dense:
+            kaiming(route.fc1.weight, generator)
+            kaiming(route.fc2.weight, generator)
+            nn.init.eye_(route.proj.weight)
+
+
+LAYERS = {"DenseMamba1": sys.modules[__name__]}
+
+
+def recognises(raw: Mapping | None, names) -> bool:
+    """state-spaces' config.json with a layer of our own name."""
+    ssm = raw.get("ssm_cfg") if raw is not None and state_spaces.recognises(raw, names) else None
+    return isinstance(ssm, Mapping) and ssm.get("layer") in LAYERS
+
+
+def parse(raw: Mapping, where: str, weights=None):
+    """This module and the Config; what is not built raises."""
+    return state_spaces.parse(raw, where, weights, LAYERS)
+
+
+def published_config(config: Config) -> dict:
+    """state-spaces' config.json, with `dense_layers` and `dense_rank` beside Mamba-1's sizes."""
+    return state_spaces.published_config(config, LAYERS)
