@@ -8,8 +8,11 @@ layer l with m = min(dense_layers, l) earlier neighbours, n the layer's normed i
 h carries the recurrence, `fused` only feeds the output. P_i acts on N and the gate on E, so what a route adds to y is
 gate_i ⊙ (C_t P_i) · h_t^{l-i}: the earlier layer's writes scanned again and read with C_t P_i. No state is ever made,
 memory stays linear, and every backend serves. For this the residual stream handed from layer to layer is wider than D:
-[D | for each of the last m layers, the latest first: v (E), dt (E), B (N)]; the last layer hands on D alone.
-A knockout takes out the layer's own writes; with `dense=True` the routes lose the sources' slots too.
+[D | for each of the last m layers, the latest first: v (E), dt (E), B (N), and where an edit acts within a scan what it
+changed there (E by N)]; the last layer hands on D alone. So the routes read the earlier states as they are, edits and all.
+A knockout takes out the layer's own writes; with `dense=True` the routes lose the sources' slots too (what an edit made of
+an earlier state counts as written at its slot). What earlier layers'
+queries may not read they still hold: a knockout there changes their output, not the state that routes read.
 
 Shape legend: B batch, L length, D width, E inner, N state, I earlier layers, H = I·E, P = 1, X the wide stream or a part.
 Sites: Mamba-1's, and `dense_gate_1` … (gate_i, BLE), `fused` (BLEPN, made only when watched), `dense` (what all routes add
@@ -82,6 +85,33 @@ class Fusing(NamedTuple):
     v_BLIE: Tensor
     dt_BLIE: Tensor
     B_BLIN: Tensor
+    more_BLIX: Tensor  # what edits within their scans changed, E by N; nothing wide where there are none
+
+
+class Seen:
+    """A layer's trace that remembers the states its scan went on with, and what edits changed in it."""
+
+    def __init__(self, trace):
+        self.trace, self.grad, self.offset = trace, trace.grad, trace.offset
+        self.states, self.changes = [], []
+
+    def wants(self, site) -> bool:
+        return True
+
+    def edits(self, site) -> bool:
+        return self.trace.edits(site)
+
+    def __call__(self, site: Site, x: Tensor, at: int | None = None) -> Tensor:
+        after = self.trace(site, x.view_as(x), at)  # a view, so that gradients tell it from what it was made as
+        self.changes.append(after - x)
+        if site.name == "state":
+            self.states.append(after)
+        return after
+
+    def changed(self) -> Tensor:
+        """What was written beside dt B v: a changed state at t is as much written at t. BLX, E by N."""
+        write_BLEPN, *state_B1EPN = self.changes
+        return (write_BLEPN + torch.cat(state_B1EPN, dim=1)).flatten(2)
 
 
 class Route(nn.Module):
@@ -129,62 +159,76 @@ class Block(mamba1.Block):
         n_BLD, u_BLE, z_BLE = self.enter(at, resid_BLD)
         v_BLE, tail = self.convolve(u_BLE, past, keep=keep)
         selected = self.select(at, at("conv", v_BLE))
-        fusing = Fusing(*selected, *self._routes(at, n_BLD, written_BLIX))
-        states = [] if self.dense and trace.wants(Site(self.layer, "fused")) else None
-        A_HN = -self.A_log.exp()
-        y_BLEP, h = self._scan(trace, fusing, A_HN, past, keep, states)
+        fusing, A_HN = Fusing(*selected, *self._routes(at, n_BLD, written_BLIX)), -self.A_log.exp()
+        edits_fused, changes = trace.edits(Site(self.layer, "fused")), self._changes(trace)
+        seen = Seen(trace) if changes or trace.wants(Site(self.layer, "fused")) else None
+        y_BLEP, h = self._scan(seen or trace, fusing, A_HN, past, keep)
         dense_BLE, ends = self._dense(fusing, past, keep=keep)
-        by_state = trace.grad or trace.edits(Site(self.layer, "fused"))
-        y_BLEP = self._fused(at, y_BLEP, fusing, dense_BLE, past, states, by_state=by_state)
+        states = seen.states if trace.wants(Site(self.layer, "fused")) else None
+        y_BLEP = self._fused(at, y_BLEP, fusing, dense_BLE, past, states, by_state=trace.grad or edits_fused)
         y_BLEP = knock_out(self, trace, y_BLEP, u_BLE, fusing, A_HN, past)
         out_BLD = self.leave(at, resid_BLD, z_BLE, y_BLEP)
-        return self._widened(out_BLD, fusing, written_BLIX), State(tail, h, ends) if keep else None
+        out_BLX = self._widened(out_BLD, fusing, written_BLIX, seen.changed() if changes else None)
+        return out_BLX, State(tail, h, ends) if keep else None
 
     def output(self, again, y_BLHP, selected: Fusing, past, states, dense_BL) -> Tensor:
-        selected = selected._replace(v_BLIE=selected.v_BLIE.masked_fill(dense_BL[..., None, None], 0))
+        gone_BL11 = dense_BL[..., None, None]
+        selected = selected._replace(v_BLIE=selected.v_BLIE.masked_fill(gone_BL11, 0),
+                                     more_BLIX=selected.more_BLIX.masked_fill(gone_BL11, 0))
         dense_BLE, _ = self._dense(selected, past)
         return self._fused(again, y_BLHP, selected, dense_BLE, past, states or None, by_state=True)
 
+    def _changes(self, trace) -> bool:
+        """Whether what the scan writes is not all that later layers must be told: an edit in it, or a gradient."""
+        sites = [Site(self.layer, name) for name in ("write", "state")]
+        return any(trace.edits(site) or trace.grad and trace.wants(site) for site in sites)
+
     def _opened(self, wide_BLX) -> tuple[Tensor, Tensor]:
         """The residual stream, and what the earlier layers wrote, side by side."""
-        D, routes = self.config.d_model, len(self.dense)
-        each, width = 2 * self.config.d_inner + self.config.d_state, wide_BLX.shape[-1]
-        if width != D + routes * each:
+        D, E, N, routes = self.config.d_model, self.config.d_inner, self.config.d_state, len(self.dense)
+        each, width = 2 * E + N, wide_BLX.shape[-1]
+        if width not in (D + routes * each, D + routes * (each + E * N)):
             raise UserError(f"layer {self.layer} of a densemamba reads what the {routes} layers before it wrote, and takes a "
                             f"stream {D + routes * each} wide, not {width}: start at layer 0, or from what `through` returned")
-        return wide_BLX[..., :D], wide_BLX[..., D:].unflatten(-1, (routes, each))
+        return wide_BLX[..., :D], wide_BLX[..., D:].unflatten(-1, (routes, (width - D) // routes if routes else each))
 
-    def _widened(self, out_BLD, fusing, written_BLIX) -> Tensor:
+    def _widened(self, out_BLD, fusing, written_BLIX, changed_BLX) -> Tensor:
         """The stream with what later layers read of this one and of those before it, in the stream's type: dt needs it."""
         onward = min(self.config.dense_layers, self.layer + 1) if self.layer + 1 < self.config.n_layer else 0
         if not onward:
             return out_BLD
-        own = (fusing.v_BLHP[..., 0], fusing.dt_BLH, fusing.B_BLGN[:, :, 0])
-        earlier_BLX = written_BLIX[:, :, :onward - 1].flatten(2)
-        return torch.cat([out_BLD, *(x.to(out_BLD.dtype) for x in own), earlier_BLX], dim=-1)
+        own_BLX = torch.cat([x.to(out_BLD.dtype) for x in (fusing.v_BLHP[..., 0], fusing.dt_BLH, fusing.B_BLGN[:, :, 0])]
+                            + ([] if changed_BLX is None else [changed_BLX]), dim=-1)
+        parts = own_BLX, *written_BLIX[:, :, :onward - 1].unbind(2)
+        width = max(x.shape[-1] for x in parts)
+        return torch.cat([out_BLD, *(F.pad(x, (0, width - x.shape[-1])) for x in parts)], dim=-1)
 
     def _routes(self, at, n_BLD, written_BLIX) -> tuple[Tensor, ...]:
-        """gate, v, dt and B of every earlier layer."""
+        """Of every earlier layer the gate, v, dt, B and what edits changed of its writes."""
         E, N, kind = self.config.d_inner, self.config.d_state, n_BLD.dtype
-        v_BLIE, dt_BLIE, B_BLIN = written_BLIX.split([E, E, N], dim=-1)
+        v_BLIE, dt_BLIE, B_BLIN, more_BLIX = written_BLIX.split([E, E, N, written_BLIX.shape[-1] - 2 * E - N], dim=-1)
         gates = [at(f"dense_gate_{i + 1}", route.gate(n_BLD)) for i, route in enumerate(self.dense)]
         gate_BLIE = torch.stack(gates, dim=2) if gates else n_BLD.new_zeros(v_BLIE.shape)
-        return gate_BLIE, v_BLIE.to(kind), dt_BLIE.to(self.A_log.dtype), B_BLIN.to(kind)
+        return gate_BLIE, v_BLIE.to(kind), dt_BLIE.to(self.A_log.dtype), B_BLIN.to(kind), more_BLIX
 
     def _dense(self, fusing: Fusing, past, *, keep: bool = False) -> tuple[Tensor, Tensor | None]:
-        """What the routes add to y, and the earlier layers' last states: one scan of I·E channels in I groups."""
+        """What the routes add to y, and the earlier layers' last states."""
         if not self.dense:
             start = fusing.v_BLIE
             return torch.zeros_like(fusing.v_BLHP[..., 0]), start.new_zeros(len(start), 0, 1, self.config.d_state)
-        h0 = None if past is None else past.dense_BHPN
-        y_BLHP, h = self.backend.scan(*self._written(fusing), h0=h0, keep_h=keep)
+        y_BLHP, h = self._scan_earlier(fusing, past, keep)
         return (fusing.gate_BLIE * y_BLHP[..., 0].unflatten(2, (len(self.dense), -1))).sum(dim=2), h
 
-    def _written(self, fusing: Fusing) -> tuple[Tensor, ...]:
-        """The arguments of the scan of what the earlier layers wrote, read with C P_i."""
+    def _scan_earlier(self, fusing: Fusing, past, keep: bool, on_state=None) -> tuple[Tensor, Tensor | None]:
+        """What the earlier layers wrote, read with C P_i: one scan of I·E channels in I groups."""
         A_HN = torch.cat([-layer.A_log.to(self.A_log.dtype).exp() for layer in self.earlier])
         C_BLIN = torch.stack([fusing.C_BLGN[:, :, 0] @ route.proj.weight for route in self.dense], dim=2)
-        return fusing.v_BLIE.flatten(2)[..., None], fusing.dt_BLIE.flatten(2), A_HN, fusing.B_BLIN, C_BLIN
+        args = fusing.v_BLIE.flatten(2)[..., None], fusing.dt_BLIE.flatten(2), A_HN, fusing.B_BLIN, C_BLIN
+        h0 = None if past is None else past.dense_BHPN
+        if not (on_state or fusing.more_BLIX.shape[-1]):
+            return self.backend.scan(*args, h0=h0, keep_h=keep)
+        more_BLHPN = fusing.more_BLIX.flatten(2).unflatten(2, (-1, 1, self.config.d_state)) if fusing.more_BLIX.numel() else 0
+        return reference.watched_scan(*args, h0=h0, on_write=lambda w_BLHPN: w_BLHPN + more_BLHPN, on_state=on_state)
 
     def _fused(self, at, y_BLEP, fusing, dense_BLE, past, states, *, by_state: bool) -> Tensor:
         """y with the routes and the D-skip. Where `states` are there the fused state is made; `by_state`: y is read off it."""
@@ -199,9 +243,9 @@ class Block(mamba1.Block):
 
     def _fused_states(self, fusing: Fusing, past, states: list[Tensor]) -> Tensor:
         """h + Σ gate_i ⊙ P_i h_i of every position, BLEPN."""
-        earlier, h0 = [], None if past is None else past.dense_BHPN
-        reference.watched_scan(*self._written(fusing), h0=h0, on_state=lambda t, h: earlier.append(h) or h)
-        h_BLIEPN, fused_BLEPN = torch.cat(earlier, dim=1).unflatten(2, (len(self.dense), -1)), torch.cat(states, dim=1)
+        earlier, fused_BLEPN = [], torch.cat(states, dim=1)
+        self._scan_earlier(fusing, past, False, on_state=lambda t, h: earlier.append(h) or h)
+        h_BLIEPN = torch.cat(earlier, dim=1).unflatten(2, (len(self.dense), -1))
         for i, route in enumerate(self.dense):
             proj_NN, gate_BLE = route.proj.weight.to(h_BLIEPN.dtype), fusing.gate_BLIE[:, :, i]
             fused_BLEPN = fused_BLEPN + gate_BLE[..., None, None] * (h_BLIEPN[:, :, i] @ proj_NN.T)

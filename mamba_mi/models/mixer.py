@@ -127,24 +127,18 @@ class Mixer(Layer):
         """What a scan that a knockout made again gives; `dense_BL` are slots lost to routes from earlier layers too."""
         return self.skip(y_BLHP, selected.v_BLHP)
 
-    def _scan(self, trace, selected, A_HN, past, keep, states: list | None = None):
-        """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches; `states`
-        takes up each h_t the recurrence went on with.
+    def _scan(self, trace, selected, A_HN, past, keep):
+        """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches.
 
         Watching leaves the backend's result as it is; an edit or a gradient runs the reference's token loop.
         """
         write, state = Site(self.layer, "write"), Site(self.layer, "state")
         args, h0 = (*selected[:2], A_HN, *selected[2:4]), None if past is None else past.h_BHPN
-        if states is None and not (trace.wants(write) or trace.wants(state)):
+        if not (trace.wants(write) or trace.wants(state)):
             return self.backend.scan(*args, h0=h0, keep_h=keep)
-
-        def on_state(t, h):
-            h = trace(state, h, at=trace.offset + t) if trace.wants(state) else h
-            if states is not None:
-                states.append(h)
-            return h
-
-        watched = reference.watched_scan(*args, h0=h0, on_write=lambda w: trace(write, w), on_state=on_state)
+        watched = reference.watched_scan(
+            *args, h0=h0, on_write=lambda w: trace(write, w),
+            on_state=(lambda t, h: trace(state, h, at=trace.offset + t)) if trace.wants(state) else None)
         if trace.grad or trace.edits(write) or trace.edits(state):
             return watched
         return self.backend.scan(*args, h0=h0, keep_h=keep)
