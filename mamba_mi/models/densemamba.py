@@ -11,8 +11,7 @@ memory stays linear, and every backend serves. For this the residual stream hand
 [D | for each of the last m layers, the latest first: v (E), dt (E), B (N), and where an edit acts within a scan what it
 changed there (E by N)]; the last layer hands on D alone. So the routes read the earlier states as they are, edits and all.
 A knockout takes out the layer's own writes; with `dense=True` the routes lose the sources' slots too (what an edit made of
-an earlier state counts as written at its slot). What earlier layers'
-queries may not read they still hold: a knockout there changes their output, not the state that routes read.
+an earlier state counts as written at its slot). A knockout in an earlier layer changes its output, not the state routes read.
 
 Shape legend: B batch, L length, D width, E inner, N state, I earlier layers, H = I·E, P = 1, X the wide stream or a part.
 Sites: Mamba-1's, and `dense_gate_1` … (gate_i, BLE), `fused` (BLEPN, made only when watched), `dense` (what all routes add
