@@ -270,7 +270,7 @@ LAYERS = {"DenseMamba1": sys.modules[__name__]}
 def recognises(raw: Mapping | None, names) -> bool:
     """state-spaces' config.json with a layer of our own name."""
     ssm = raw.get("ssm_cfg") if raw is not None and state_spaces.recognises(raw, names) else None
-    return isinstance(ssm, Mapping) and ssm.get("layer") in LAYERS
+    return isinstance(ssm, Mapping) and ssm.get("layer") in list(LAYERS)  # a list, for a layer may be anything
 
 
 def parse(raw: Mapping, where: str, weights=None):

@@ -276,6 +276,14 @@ def test_the_matrix_is_that_of_the_layers_own_writes(written):
     assert torch.equal(layer.matrix(values, [3, -1], [5]), M_BHTS[:, [5]][:, :, [3, -1]])
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_the_memory_of_a_job_counts_what_travels_and_what_is_scanned_again(written, watched):
+    dense, plain = (load(written(PLAIN)[0]).config, models.fresh({**DENSE, "ssm_cfg": {}}, generator=stream(0, "x")).config)
+    E, N, m = dense.d_inner, dense.d_state, dense.dense_layers
+    more = m * (2 * E + N + 2 * E + (2 * E * N if watched else 0))  # the stream's width; gates and what they let in; states
+    assert dense.floats(64, watched) >= plain.floats(64, watched) + more
+
+
 def test_readers_of_results_are_told_what_it_is(written):
     assert "no checkpoint of it is public" in variants.about(load(written(PLAIN)[0]).config)
     assert not variants.modules()["densemamba"].PUBLISHED
