@@ -234,7 +234,8 @@ def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> tuple[Trace, bool]:
     """
     knocked = {site.layer for interventions in sets for i in interventions for site in i.sites if site.name == KNOCKOUT}
     layers = [layer for layer in lm.layers if layer.layer in knocked]
-    if not layers or any(layer.BEFORE is None for layer in layers):
+    dense = any(i.dense for interventions in sets for i in interventions if isinstance(i, Knockout))
+    if not layers or dense or any(layer.BEFORE is None for layer in layers):
         return BLIND, False
     sites = [Site(layer.layer, name) for layer in layers for name in layer.BEFORE]
     rows, length, _ = embedded_BLD.shape

@@ -31,6 +31,8 @@ class Knockout:
     span="token+conv"  sources are widened by the K-1 slots after each.
     heads (Mamba-2) or channels (Mamba-1)  only these lose the sources; all by default.
     query_conv   with "both" or "conv": a query's own C and D-skip are made without the sources too.
+    dense (DenseMamba)  the queries lose what the sources' slots wrote in the earlier layers too, as this layer reads it:
+                 whole slots under every conv policy, with the same span. Otherwise only this layer's own writes go.
     Sites of that layer before the scan hold what they hold without the knockout; `scan_out` is the first to change.
     """
 
@@ -42,6 +44,7 @@ class Knockout:
     heads: int | tuple[int, ...] | None = None
     query_conv: bool = False
     channels: int | tuple[int, ...] | None = None
+    dense: bool = False
 
     def __post_init__(self):
         for name, known in (("conv", CONVS), ("span", SPANS)):
@@ -65,7 +68,7 @@ class Knockout:
     def alike(self) -> tuple:
         """What two knockouts share that do the same, whatever their layers; two masks are the same if they are one."""
         return tuple(id(x) if isinstance(x, Tensor) else x for x in (
-            self.queries, self.sources, self.conv, self.span, self.heads, self.query_conv, self.channels))
+            self.queries, self.sources, self.conv, self.span, self.heads, self.query_conv, self.channels, self.dense))
 
     def first(self, length: int) -> int:
         """The first position it can change, in a prompt of `length` tokens."""

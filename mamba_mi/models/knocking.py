@@ -31,19 +31,21 @@ class Selected(NamedTuple):
 
 class Gone(NamedTuple):
     """Queries, and what they lose: slots that write nothing, tokens out of the conv, tokens out of all conv taps but
-    their own slot's; `own` says whether the queries' own reading is made without the tokens too."""
+    their own slot's; `own` says whether the queries' own reading is made without the tokens too. `dense_BT` are the
+    slots that are lost as earlier layers wrote them too."""
 
     queries_BLH: Tensor
     slots_BT: Tensor
     tokens_BT: Tensor
     sides_BT: Tensor
     own: bool
+    dense_BT: Tensor
 
 
 class Removal(NamedTuple):
     """Queries, and what is removed for them: slots of the scan, tokens of the conv, tokens of all conv taps but the
     last; `own` says whether the queries' own C and D-skip are made without the tokens too. `loss` is what is removed
-    before the pass; `inside` says whether anything within it is made differently."""
+    before the pass; `inside` says whether anything within it is made differently. `dense_BL`: as in Gone."""
 
     queries_BLH: Tensor
     slots_BL: Tensor
@@ -54,6 +56,7 @@ class Removal(NamedTuple):
     own: bool
     loss: Loss | None
     inside: bool
+    dense_BL: Tensor
 
 
 def knock_out(mixer, trace, y_BLHP: Tensor, u_BLC: Tensor, selected: Selected, A_HN: Tensor, past) -> Tensor:
@@ -88,7 +91,7 @@ def _replaced(mixer, trace, here, again, watched, y_BLHP, u_BLC, selected, A_HN,
             gone_RHPN = lost_states(mixer, trace.before(mixer.layer, mixer.BEFORE), losses, len(row_R), A_HN)
             past = past._replace(h_BHPN=spread(past.h_BHPN, len(row_R)) - gone_RHPN)
             losses = []
-        clean = Selected(*(x[row_R] for x in selected))
+        clean = type(selected)(*(x[row_R] for x in selected))
         y_RLHP, C_RLGN = again(mixer, trace, blocks, removals, u_BLC[row_R], clean, A_HN, past)
     if losses:
         y_RLHP = y_RLHP - lost(mixer, trace.before(mixer.layer, mixer.BEFORE), losses, C_RLGN, dt_RLH, A_HN).to(y_RLHP.dtype)
@@ -138,19 +141,21 @@ def _scanned_again(mixer, trace, blocks, removals, u_RLC, clean, A_HN, past) -> 
         (made.C_BLGN, clean.C_BLGN), (made.v_BLHP, clean.v_BLHP)))
     how = {} if made.dt_BLH is clean.dt_BLH else {"dt_write": made.dt_BLH}
     args = made.v_BLHP.masked_fill(slots_RL11, 0), clean.dt_BLH, A_HN, made.B_BLGN, C_RLGN
-    h0 = None if past is None else past.h_BHPN
+    h0, states = None if past is None else past.h_BHPN, []
     if _is_watched(mixer, trace):
         y_RLHP, _ = reference.watched_scan(
             *args, h0=h0, **how, on_write=lambda w: again("write", w).masked_fill(slots_RL11[..., None], 0),
-            on_state=lambda t, h: again("state", h, start + t))
+            on_state=lambda t, h: states.append(again("state", h, start + t)) or states[-1])
     else:
         y_RLHP, _ = mixer.backend.scan(*args, h0=h0, keep_h=False, **how)
-    return mixer.skip(y_RLHP, skip_RLHP), C_RLGN
+    dense_RL = torch.cat([removal.dense_BL for removal in removals]).to(u_RLC.device)
+    read = clean._replace(v_BLHP=skip_RLHP, C_BLGN=C_RLGN)
+    return mixer.output(again, y_RLHP, read, past, states, dense_RL), C_RLGN
 
 
 def _is_watched(mixer, trace) -> bool:
     """Whether an edit acts on what this layer's scan writes or on its state."""
-    return any(trace.edits(Site(mixer.layer, name)) for name in ("write", "state"))
+    return any(trace.edits(Site(mixer.layer, name)) for name in mixer.SCANNED)
 
 
 def _starts(x: Tensor, row_R: Tensor) -> Tensor:
@@ -185,6 +190,8 @@ def _gone(knockouts: Sequence[tuple], length: int, config) -> list[Gone]:
     """One for each distinct set of sources that some query of a block loses; a query of several loses all theirs."""
     if config.d_conv == 1:
         _refuse_conv(knockouts, config)
+    if any(knockout.dense for *_, knockout in knockouts) and not getattr(config, "dense_layers", 0):
+        raise UserError(f"Knockout(dense=True): a {config.variant} has no dense routes from earlier layers; leave dense out")
     by_head = any(knockout.heads or knockout.channels for *_, knockout in knockouts)
     acting_KBLH = torch.stack([queries_BL[:, -length:, None] & _heads(knockout, config, by_head)
                                for queries_BL, _, knockout in knockouts])
@@ -195,15 +202,15 @@ def _gone(knockouts: Sequence[tuple], length: int, config) -> list[Gone]:
         if not pattern_K.any() or not queries_BLH.any():
             continue
         acting = [k for k, acts in zip(knockouts, pattern_K, strict=True) if acts]
-        *masks, own = _together(acting, config.d_conv)
-        key = own, *(mask_BT.numpy().tobytes() for mask_BT in masks)
+        *masks, own, dense_BT = _together(acting, config.d_conv)
+        key = own, *(mask_BT.numpy().tobytes() for mask_BT in (*masks, dense_BT))
         if key in found:
             queries_BLH = found[key].queries_BLH | queries_BLH
-        found[key] = Gone(queries_BLH, *masks, own)
+        found[key] = Gone(queries_BLH, *masks, own, dense_BT)
     return list(found.values())
 
 
-def _removal(trace, queries_BLH, slots_BT, tokens_BT, sides_BT, own: bool, length: int, width: int) -> Removal:
+def _removal(trace, queries_BLH, slots_BT, tokens_BT, sides_BT, own: bool, dense_BT, length: int, width: int) -> Removal:
     """A removal over the whole prompt cut at the pass's start; equal losses are one, so that their rows go together."""
     gone = slots_BT, tokens_BT, sides_BT
     before = slots_BT.shape[1] - length
@@ -212,20 +219,24 @@ def _removal(trace, queries_BLH, slots_BT, tokens_BT, sides_BT, own: bool, lengt
     if key not in trace.memory:
         trace.memory[key] = loss(*first, width) if before else None
     tails = [torch.nn.functional.pad(mask_BT, (width - 1, 0))[:, before:before + width - 1] for mask_BT in gone[1:]]
-    masks = [*(mask_BT[:, before:] for mask_BT in gone), *tails]
-    return Removal(queries_BLH, *masks, own, trace.memory[key], own or any(bool(mask.any()) for mask in masks))
+    masks, dense_BL = [*(mask_BT[:, before:] for mask_BT in gone), *tails], dense_BT[:, before:]
+    inside = own or any(bool(mask.any()) for mask in (*masks, dense_BL))
+    return Removal(queries_BLH, *masks, own, trace.memory[key], inside, dense_BL)
 
 
-def _together(knockouts, width: int) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """The union of what knockouts remove from the same queries: slots, tokens, sides; and whether from the queries too."""
-    gone = {conv: torch.zeros_like(knockouts[0][1]) for conv in ("scan", "both", "conv")}
+def _together(knockouts, width: int) -> tuple[Tensor, Tensor, Tensor, bool, Tensor]:
+    """The union of what knockouts remove from the same queries: slots, tokens, sides; whether from the queries too; and
+    the slots they remove as earlier layers wrote them."""
+    gone = {conv: torch.zeros_like(knockouts[0][1]) for conv in ("scan", "both", "conv", "dense")}
     for _, sources_BL, knockout in knockouts:
-        gone[knockout.conv] |= smeared(sources_BL, width if knockout.span == "token+conv" else 1)
+        wide_BL = smeared(sources_BL, width if knockout.span == "token+conv" else 1)
+        for way in (knockout.conv, "dense")[:1 + knockout.dense]:
+            gone[way] |= wide_BL
     own = {knockout.query_conv for *_, knockout in knockouts if knockout.conv != "scan"}
     if len(own) > 1:
         raise UserError("two knockouts take tokens out of the conv for the same query, one with query_conv and one without: "
                         "give both the same")
-    return gone["scan"], gone["both"], gone["conv"] & ~gone["both"], True in own
+    return gone["scan"], gone["both"], gone["conv"] & ~gone["both"], True in own, gone["dense"]
 
 
 def _heads(knockout, config, by_head: bool) -> Tensor:
@@ -253,7 +264,7 @@ def _refuse_conv(knockouts: Sequence[tuple], config) -> None:
 
 
 def _refuse_two_gradients(mixer, trace, removals) -> None:
-    names = ["write", "state"]
+    names = [*mixer.SCANNED, *mixer.ROUTED]
     if any((removal.tokens_BL | removal.sides_BL).any() for removal in removals):
         names += ["conv", "B"] + ["C"] * any(removal.own for removal in removals)
         names += ["dt"] * hasattr(mixer, "dt_proj")  # made of the conv's output

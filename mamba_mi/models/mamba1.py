@@ -89,16 +89,25 @@ class Block(Mixer):
         """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
         at = self.sites(trace)
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
-        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
-        u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
-        u_BLE, z_BLE = at("in_proj", u_BLE), at("gate", z_BLE)
+        _, u_BLE, z_BLE = self.enter(at, resid_BLD)
         v_BLE, tail = self.convolve(u_BLE, past, keep=keep)
         selected = self.select(at, at("conv", v_BLE))
         y_BLEP, h = self.mix(trace, u_BLE, selected, -self.A_log.exp(), past, keep)
+        return self.leave(trace, resid_BLD, z_BLE, y_BLEP), State(tail, h) if keep else None
+
+    def enter(self, at, resid_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the layer works on: the normed stream, the conv's input, the gate."""
+        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
+        u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
+        return n_BLD, at("in_proj", u_BLE), at("gate", z_BLE)
+
+    def leave(self, trace, resid_BLD: Tensor, z_BLE: Tensor, y_BLEP: Tensor) -> Tensor:
+        """What the scan gave, gated, and back in the stream."""
+        at = self.sites(trace)
         y_BLE = at("scan_out", y_BLEP[..., 0])
         out_BLD = self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE)))
         out_BLD = at("out", self.joined(out_BLD, resid_BLD, trace))
-        return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+        return at("resid_out", resid_BLD + out_BLD)
 
     def joined(self, out_BLD: Tensor, resid_BLD: Tensor, trace) -> Tensor:
         """What the layer adds to the stream: what its state space gives, and whatever stands beside it."""

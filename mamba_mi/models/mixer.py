@@ -108,6 +108,8 @@ class Mixer(Layer):
     MIXED = "scan_out"
     BEFORE = ("in_proj", "dt")  # what the writes can be made from again
     MATRIX = ("dt", "B", "C")
+    SCANNED = ("write", "state")  # sites within the scan: an edit there runs the token loop
+    ROUTED = ()  # sites of what comes from earlier layers, made again with a scan
 
     def matrix(self, values, rows, parts):
         dt_BLH, B_BLGN, C_BLGN = (values[name] for name in self.MATRIX)
@@ -141,13 +143,17 @@ class Mixer(Layer):
         """y_t + D v_t."""
         return torch.addcmul(y_BLHP, v_BLHP, self.D[:, None]).to(v_BLHP.dtype)
 
+    def output(self, again, y_BLHP, selected: Selected, past, states, dense_BL) -> Tensor:
+        """What a scan that a knockout made again gives; `dense_BL` are slots lost to routes from earlier layers too."""
+        return self.skip(y_BLHP, selected.v_BLHP)
+
     def _scan(self, trace, selected, A_HN, past, keep):
         """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches.
 
         Watching leaves the backend's result as it is; an edit or a gradient runs the reference's token loop.
         """
         write, state = Site(self.layer, "write"), Site(self.layer, "state")
-        args, h0 = (*selected[:2], A_HN, *selected[2:]), None if past is None else past.h_BHPN
+        args, h0 = (*selected[:2], A_HN, *selected[2:4]), None if past is None else past.h_BHPN
         if not (trace.wants(write) or trace.wants(state)):
             return self.backend.scan(*args, h0=h0, keep_h=keep)
         watched = reference.watched_scan(

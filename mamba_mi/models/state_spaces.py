@@ -13,7 +13,7 @@ from mamba_mi.models import mamba1, mamba2
 
 LAYERS = {"Mamba1": mamba1, "Mamba2": mamba2}
 UNBUILT = {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}}  # what other values would mean is not built
-RANKS, RANGES = ("dt_rank", "time_step_rank"), ("dt_limit", "time_step_limit")
+RANKS, RANGES = ("dt_rank", "time_step_rank", "dense_rank"), ("dt_limit", "time_step_limit")
 EPS = 1e-5  # of every norm: this layout has no key for another
 
 
@@ -21,7 +21,7 @@ def recognises(raw: Mapping | None, names) -> bool:
     return raw is not None and {"d_model", "n_layer", "vocab_size"} <= set(raw)
 
 
-def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, object]:
+def parse(raw: Mapping, where: str, weights=None, layers: Mapping[str, ModuleType] = LAYERS) -> tuple[ModuleType, object]:
     """The variant's module and its Config; what is not built raises."""
     for key, plain in UNBUILT.items():
         if raw.get(key, plain) not in (plain, None):
@@ -33,9 +33,9 @@ def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, object]:
         raise UserError(f"{where}: ssm_cfg={raw['ssm_cfg']!r} is not a mapping such as {{\"layer\": \"Mamba2\"}}")
     ssm = dict(raw.get("ssm_cfg") or {})
     layer = ssm.pop("layer", "Mamba1")
-    if not isinstance(layer, str) or layer not in LAYERS:
-        raise UserError(f"{where}: ssm_cfg.layer={layer!r} is not built; there are {', '.join(LAYERS)}")
-    module = LAYERS[layer]
+    if not isinstance(layer, str) or layer not in layers:
+        raise UserError(f"{where}: ssm_cfg.layer={layer!r} is not built; there are {', '.join(layers)}")
+    module = layers[layer]
     if unknown := sorted(set(ssm) - module.SSM_KEYS):
         raise UserError(f"{where}: ssm_cfg has {', '.join(f'{k}={ssm[k]!r}' for k in unknown)}, not built for {layer}; "
                         f"known keys are {', '.join(sorted(module.SSM_KEYS))}")
@@ -91,14 +91,14 @@ def their_name(name: str, config, embedding: str = "embedding") -> str:
     return f"backbone.{name}"
 
 
-def published_config(config) -> dict:
+def published_config(config, layers: Mapping[str, ModuleType] = LAYERS) -> dict:
     """The config.json of the state-spaces layout, with every size written out."""
     if config.eps != EPS:
         raise UserError(f"a norm's epsilon of {config.eps:g} cannot be written in the state-spaces layout, where it is "
                         f"always {EPS:g}: read this model from the folder it came in")
     sizes = asdict(config)
-    layer = next(name for name, module in LAYERS.items() if isinstance(config, module.Config))
-    ssm = {"layer": layer} | {k: sizes[k] for k in sizes if k in LAYERS[layer].SSM_KEYS and k != "dt_limit"}
+    layer = next(name for name, module in layers.items() if isinstance(config, module.Config))
+    ssm = {"layer": layer} | {k: sizes[k] for k in sizes if k in layers[layer].SSM_KEYS and k != "dt_limit"}
     if config.variant == "mamba2" and config.dt_limit != mamba2.Config.dt_limit:
         ssm["dt_limit"] = list(config.dt_limit)
     return {"d_model": config.d_model, "d_intermediate": 0, "n_layer": config.n_layer, "vocab_size": config.vocab_size,

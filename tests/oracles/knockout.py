@@ -23,6 +23,7 @@ class Knock(NamedTuple):
     span: str = "token"
     heads: tuple[int, ...] | None = None
     query_conv: bool = False
+    dense: bool = False
 
 
 class Made(NamedTuple):
