@@ -63,8 +63,14 @@ class Built:
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
                 "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
                                  **({"data": self.dataset.fingerprint} if self.dataset else {})},
-                "model": {"variant": self.lm.config.variant, "layers": self.lm.config.n_layer,
-                          "parameters": sum(x.numel() for x in self.lm.parameters()), "about": variants.about(self.lm.config)}}
+                "model": _described(self.lm)}
+
+
+def _described(lm: models.LM) -> dict:
+    """What a report says of a model, without having it."""
+    return {"variant": lm.config.variant, "layers": lm.config.n_layer, "parameters": sum(x.numel() for x in lm.parameters()),
+            "mixed": lm.layers[lm.mixing[0]].MIXED, "mixing": list(lm.mixing), "parts": list(lm.config.mixes_by),
+            "conv": lm.config.d_conv, "about": variants.about(lm.config)}
 
 
 def run(cfg: DictConfig) -> Path | None:

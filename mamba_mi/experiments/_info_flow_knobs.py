@@ -7,7 +7,7 @@ from typing import Any
 from mamba_mi.config import UserError
 from mamba_mi.data.sources import QUERIES, check_names
 from mamba_mi.experiments import at_least
-from mamba_mi.experiments._knockouts import DEFAULT, KNOWN, RELATIVE, distinct, policies, windows
+from mamba_mi.experiments._knockouts import DEFAULT, KNOWN, RELATIVE, check_dense, distinct, policies, windows
 from mamba_mi.interventions.knockout import CONVS, SPANS
 from mamba_mi.measure.timescale import THIRDS
 
@@ -26,6 +26,7 @@ class Knobs:
     conv: list[str] = field(default_factory=lambda: list(CONVS))
     span: list[str] = field(default_factory=lambda: list(SPANS))
     query_conv: bool = False
+    dense: bool = False
     timescales: list[str] = field(default_factory=lambda: [ALL])
     reference: int = 128
     metrics: list[str] = field(default_factory=lambda: list(DEFAULT))
@@ -51,6 +52,7 @@ def check(knobs: Knobs, lm) -> None:
         raise UserError("method.query_conv=true goes with method.conv=[conv,both]: scan leaves the conv as it is")
     if knobs.sources != ALL and not (isinstance(knobs.sources, list) and knobs.sources):
         raise UserError(f"method.sources={knobs.sources}: give all or a list such as [last,subject]")
+    check_dense(knobs, lm)
     at_least(knobs, reference=1, batch=1, resamples=20)
 
 

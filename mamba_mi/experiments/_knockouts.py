@@ -39,6 +39,13 @@ def policies(knobs, width: int) -> list[tuple[str, str]]:
     return [(conv, span) for conv in CONVS if conv in knobs.conv for span in SPANS if span in knobs.span]
 
 
+def check_dense(knobs, lm) -> None:
+    """Raise where the ways from earlier layers are to be cut and there are none."""
+    if knobs.dense and not getattr(lm.config, "cuts_dense", False):
+        raise UserError(f"method.dense=true: {lm.name} is a {lm.config.variant}, whose knockouts have no ways from earlier layers to "
+                        "cut apart; leave it out")
+
+
 def distinct(asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Without those that say the same: the slots after a source are widened under scan alone, for `both` and `conv` take
     the token out of those slots already."""
@@ -84,3 +91,10 @@ def table(batch: Batch, metrics: Sequence[str], cells: Sequence[Mapping], values
             **{key: [cells[s][key] for s in at_S] for key in cells[0]},
             "metric": np.full(len(at_S), name), "value": value_SB[at_S, at_B], "baseline": baseline_SB[at_S, at_B]}))
     return pa.concat_tables(parts)
+
+
+def with_layers(rows: list[dict], lm) -> list[dict]:
+    """The summary's rows, each told the layers of its window where not all between them mix tokens."""
+    if len(lm.mixing) == lm.config.n_layer:
+        return rows
+    return [row | {"layers": list(windows(row["conditions"]["window_size"], lm.mixing)[row["conditions"]["window_start"]])} for row in rows]

@@ -35,6 +35,7 @@ class Knobs:
     conv: list[str] = field(default_factory=lambda: ["scan"])
     span: list[str] = field(default_factory=lambda: ["token"])
     query: str = "last"
+    dense: bool = False
     prompts: Any = None
     best: int | None = None
     metrics: list[str] = field(default_factory=lambda: list(_knockouts.DEFAULT))
@@ -79,6 +80,7 @@ class Heatmap(Experiment):
                                   ("metrics", knobs.metrics, _knockouts.KNOWN)):
             check_names(f"method.{key}", asked, known)
         _knockouts.policies(knobs, self.lm.config.d_conv)
+        _knockouts.check_dense(knobs, self.lm)
         at_least(knobs, best=1, batch=1, resamples=20)
         _check_prompts(knobs)
 
@@ -144,7 +146,7 @@ class Heatmap(Experiment):
         # of an answer of several tokens none may read the source, so that all of it is what the prompt without it gives
         queries = tuple(range(batch.length - 1, batch.length - 1 + answers(batch, asked, self.lm.device).tail))
         windows = _knockouts.windows(self.size, self.lm.mixing)
-        sets = [[Knockout(windows[cell["window_start"]], queries, cell["position"], cell["conv"], cell["span"])]
+        sets = [[Knockout(windows[cell["window_start"]], queries, cell["position"], cell["conv"], cell["span"], dense=knobs.dense)]
                 for cell in cells]
         measured = _knockouts.measure(self.lm, batch, sets, knobs.metrics, memory=self.setting.memory,
                                       ledger=self.setting.ledger)
@@ -166,14 +168,17 @@ class Heatmap(Experiment):
     def setting_in_words(self):
         return words.setting(self.knobs, self.size, _knockouts.policies(self.knobs, self.lm.config.d_conv))
 
+    def completed(self, rows, effects, items):
+        return _knockouts.with_layers(rows, self.lm)
+
     def headline(self, summary):
         return words.headline(summary, self.metric)
 
     def findings(self, summary):
-        return words.findings(summary, self.metric)
+        return words.findings(summary, self.metric, self.lm and self.lm.config.d_conv)
 
     def caveats(self, summary):
-        return words.caveats(summary, self.knobs)
+        return words.caveats(summary, self.knobs, self.lm and self.lm.config.d_conv)
 
 
 def mean_by_role(effects: pa.Table) -> pa.Table:

@@ -18,7 +18,7 @@ from mamba_mi.config import UserError, did_you_mean, stream
 from mamba_mi.data.sources import NONE, RANDOM, is_named, named, positions
 from mamba_mi.experiments import Experiment, _info_flow_knobs
 from mamba_mi.experiments._info_flow_knobs import ALL, Knobs
-from mamba_mi.experiments._knockouts import RELATIVE, distinct, measure, policies, table, windows
+from mamba_mi.experiments._knockouts import RELATIVE, distinct, measure, policies, table, windows, with_layers
 from mamba_mi.interventions.knockout import Knockout
 from mamba_mi.measure.timescale import horizons, thirds
 from mamba_mi.report import knockout_caveats, knockout_words
@@ -138,7 +138,8 @@ class InfoFlow(Experiment):
     def knockouts(self, cell: Cell, queries: tuple[int, ...], sources) -> tuple[Knockout, ...]:
         """The cell's knockouts: one, or one a layer where it is of some heads, which differ by layer."""
         layers = windows(cell.window_size, self.lm.mixing)[cell.window_start]
-        how = {"conv": cell.conv, "span": cell.span, "query_conv": self.knobs.query_conv and cell.conv != "scan"}
+        how = {"conv": cell.conv, "span": cell.span, "query_conv": self.knobs.query_conv and cell.conv != "scan",
+               "dense": self.knobs.dense}
         if cell.timescale == ALL:
             return (Knockout(layers, queries, sources, **how),)
         parts, _ = self.lm.config.mixes_by
@@ -183,6 +184,9 @@ class InfoFlow(Experiment):
         at = effects.column_names.index("split")
         every = effects.set_column(at, "split", pa.repeat(pa.scalar(ALL), len(effects)))
         return pa.concat_tables([every, effects.filter(pc.is_valid(effects["split"]))])
+
+    def completed(self, rows, effects, items):
+        return with_layers(rows, self.lm)
 
     def headline(self, summary):
         return knockout_words.headline(summary)

@@ -54,6 +54,7 @@ class Config(mamba1.Config):
     dense_layers: int = 2
     dense_rank: int = 0
     variant: str = "densemamba"
+    cuts_dense = True  # a knockout may take the routes from earlier layers too
 
     def floats(self, length: int, watched: bool) -> int:
         """Mamba-1's, and the routes': what they read, gates, scans."""

@@ -190,8 +190,8 @@ def _gone(knockouts: Sequence[tuple], length: int, config) -> list[Gone]:
     """One for each distinct set of sources that some query of a block loses; a query of several loses all theirs."""
     if config.d_conv == 1:
         _refuse_conv(knockouts, config)
-    if any(knockout.dense for *_, knockout in knockouts) and not getattr(config, "dense_layers", 0):
-        raise UserError(f"Knockout(dense=True): a {config.variant} has no dense routes from earlier layers; leave dense out")
+    if any(knockout.dense for *_, knockout in knockouts) and not getattr(config, "cuts_dense", False):
+        raise UserError(f"Knockout(dense=True): a {config.variant} has no ways from earlier layers that can be cut apart; leave dense out")
     by_head = any(knockout.heads or knockout.channels for *_, knockout in knockouts)
     acting_KBLH = torch.stack([queries_BL[:, -length:, None] & _heads(knockout, config, by_head)
                                for queries_BL, _, knockout in knockouts])

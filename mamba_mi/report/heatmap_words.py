@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mamba_mi.data.alignment import ALIGNED
-from mamba_mi.report.words import equals, number, stands_out, too_few, without_ratio
+from mamba_mi.report.words import equals, layers, number, stands_out, too_few, without_ratio
 from mamba_mi.report.words import metric as metric_name
 from mamba_mi.report.words import role as role_name
 
@@ -61,11 +61,12 @@ def headline(summary: Sequence[Mapping], metric: str) -> list[dict]:
     return found
 
 
-def findings(summary: Sequence[Mapping], metric: str) -> list[str]:
-    """Of each policy its deepest fall, then the slot of the subject's last token beside the slot after it."""
+def findings(summary: Sequence[Mapping], metric: str, width: int | None = None) -> list[str]:
+    """Of each policy its deepest fall, then the slot of the subject's last token beside the slot after it, where there is a
+    conv (`width` 1: none; None: not known)."""
     maps = by_policy(_estimates(summary, metric))
     told = [_deepest(named, rows, metric) for named, rows in maps.items()]
-    return told + _smear(maps, metric) if told else ["There is no result: no cell has an estimate."]
+    return told + (_smear(maps, metric) if width != 1 else []) if told else ["There is no result: no cell has an estimate."]
 
 
 def _deepest(named: tuple[str, str], rows: Sequence[Mapping], metric: str) -> str:
@@ -78,7 +79,7 @@ def _deepest(named: tuple[str, str], rows: Sequence[Mapping], metric: str) -> st
         return f"{count}, and in none of them {_name(metric)} falls."
     peak = min(falls, key=lambda row: row["mean"])
     return (f"{count}. {_name(metric).capitalize()} falls the most when the last token cannot read the "
-            f"{role_name(peak['conditions']['role'])} in {_layers(peak)}: {_change(peak, metric)}, n = {peak['n']} prompts, "
+            f"{role_name(peak['conditions']['role'])} in {layers(peak)}: {_change(peak, metric)}, n = {peak['n']} prompts, "
             f"p (max-T) {equals(peak['p_adjusted'])}.")
 
 
@@ -93,7 +94,7 @@ def _smear(maps: Mapping, metric: str) -> list[str]:
     own, after = (at.get((role, start)) for role in ("subject_last", "after_subject"))
     if own is None or after is None:
         return []
-    text = (f"In {_layers(own)}, blocking the slot of the last subject token changes {_name(metric)} by {_change(own, metric)}, "
+    text = (f"In {layers(own)}, blocking the slot of the last subject token changes {_name(metric)} by {_change(own, metric)}, "
             f"blocking the slot after it by {_change(after, metric)}")
     if stands_out(after) and after["mean"] < 0:
         text += ("; the conv writes the tokens just before a slot into it as well, so a subject whose slots are blocked is still "
@@ -113,7 +114,7 @@ def _themselves(maps: Mapping, start: int, metric: str) -> str:
     return f". With the tokens themselves taken out, wherever the conv brought them (conv=both): {'; '.join(said)}."
 
 
-def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
+def caveats(summary: Sequence[Mapping], knobs, width: int | None = None) -> list[str]:
     """What a reader must know before believing a heatmap."""
     n = max((row["n"] for row in summary), default=0)
     size = summary[0]["conditions"]["window_size"] if summary else knobs.window
@@ -131,10 +132,15 @@ def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
     return told + [
         "A knockout cuts what the last token reads from a token directly, in the window's layers. What other tokens have read "
         "from it before, and the last token from them, is not cut.",
-        "conv=scan, the published practice, blocks slots of the scan. The conv (of width 4) writes a token into the three slots "
-        "after its own too, and a slot holds the three tokens before it.",
+        *([] if width == 1 else [_slots(width)]),
         "In the mean a prompt's last token counts as that alone, the only token of a subject as its last, and several tokens "
         "of one role in a prompt are averaged before prompts are. A cell is one token knocked out, never a whole role."]
+
+
+def _slots(width: int | None) -> str:
+    reach = "few" if width is None else str(width - 1)
+    return ("conv=scan, the published practice, blocks slots of the mixing. The conv writes a token into the "
+            f"{reach} slots after its own too, and a slot holds the {reach} tokens before it.")
 
 
 def _estimates(summary, metric: str) -> list[Mapping]:
@@ -143,11 +149,6 @@ def _estimates(summary, metric: str) -> list[Mapping]:
 
 def _place(name: str) -> tuple[int, str]:
     return (ALIGNED.index(name) if name in ALIGNED else len(ALIGNED)), name
-
-
-def _layers(row) -> str:
-    start, size = row["conditions"]["window_start"], row["conditions"]["window_size"]
-    return f"layer {start}" if size == 1 else f"layers {start}–{start + size - 1}"
 
 
 def _name(metric: str) -> str:

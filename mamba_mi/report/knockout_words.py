@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mamba_mi.report.words import NOTHING, equals, number, stands_out
+from mamba_mi.report.words import NOTHING, equals, layers, number, stands_out
 
 HEADLINE = "relative_probability"  # p in % of the clean p: its mean change is the field's change in %
 ALL = "all"
@@ -96,12 +96,6 @@ def findings(summary: Sequence[Mapping]) -> list[str]:
             _past(summary, main, about), *_one_later(summary, main), _controls(summary, main),
             _splits(summary, main, about), _timescales(summary, main, about), _nothing(summary)]
     return [sentence for sentence in said if sentence]
-
-
-def layers(row: Mapping) -> str:
-    """`layers 2–4`, `layer 2`."""
-    start, size = row["conditions"]["window_start"], row["conditions"]["window_size"]
-    return f"layer {start}" if size == 1 else f"layers {start}–{start + size - 1}"
 
 
 def change(row: Mapping | None) -> str:

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from mamba_mi.report import families
 from mamba_mi.report import sweep_words as say
 from mamba_mi.report.figures import house_style, save
 from mamba_mi.report.figures.sweep_controls import sweep_controls
@@ -82,10 +83,11 @@ def write_sweep_report(folder: Path, found: Found) -> Path:
         title=f"Sweep · {first} · {_swept(record)}" if _swept(record) else f"Sweep · {first}",
         question=question,
         setting=_setting(found),
-        findings=found.findings or [f"{say.counted(record['jobs'])}."],
+        findings=[*families.differ(_models(found)), *found.findings] or [f"{say.counted(record['jobs'])}."],
         table=found.table,
         figures=_figures(folder, found) if pooled.rows else [],
         caveats=_caveats(found),
+        listings=families.table(_models(found)),
         reproduce=record["command"],
         config_yaml=_first_config(pooled),
         manifest={key: value for key, value in record.items() if key != "jobs"},
@@ -95,6 +97,14 @@ def write_sweep_report(folder: Path, found: Found) -> Path:
     path = folder / "report.html"
     path.write_text(render(page), encoding="utf-8")
     return path
+
+
+def _models(found: Found) -> dict[str, dict]:
+    """What the manifests say of each model of the sweep; runs of before they said it are left out."""
+    jobs = [group.jobs[0] for group in found.pooled.groups]
+    told = [json.loads((Path(job["path"]) / "manifest.json").read_text(encoding="utf-8")).get("model") or {} for job in jobs]
+    named = [Path(job["path"]).parent.name for job in jobs]
+    return {name: model for name, model in zip(named, told, strict=True) if "mixed" in model}
 
 
 def job_lines(folder: Path, found: Found) -> list[JobLine]:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 MINUS = "\N{MINUS SIGN}"
@@ -15,8 +15,16 @@ FINE = ("sd", "min", "max", "largest", "tolerance")
 DIRECTIONS = {"denoising": "Sufficiency", "noising": "Necessity"}
 SITES = {"embed": "embedding", "resid": "residual stream", "normed": "normed input", "in_proj": "input projection", "gate": "gate",
          "conv": "conv output", "dt": "Δ (dt)", "B": "B", "C": "C", "write": "state write", "state": "state",
-         "scan_out": "scan output", "gated": "gated output", "out": "mixer output", "resid_out": "residual stream after",
-         "final_norm": "final norm"}
+         "scan_out": "scan output",
+         "x0": "gate x0", "x1": "gate x1", "v": "v", "x1v": "x1 v", "filter": "filter", "long_conv": "long convolution",
+         "q": "query", "k": "key", "k_gate": "key gate", "v_gate": "value gate", "k_dense": "dense key", "v_dense": "dense value",
+         "decay": "decay", "retained": "retention output",
+         "dense_gate_1": "dense gate 1", "dense_gate_2": "dense gate 2", "dense_gate_3": "dense gate 3", "fused": "fused state",
+         "dense": "dense routes",
+         "gated": "gated output", "normed_moe": "normed input of the experts", "router": "router logits", "choice": "chosen expert",
+         "margin": "router's margin", "expert_out": "expert output", "out": "mixer output", "resid_mid": "residual stream between",
+         "mlp_normed": "normed input of the MLP", "mlp_hidden": "MLP hidden", "mlp_out": "MLP output",
+         "resid_out": "residual stream after", "final_norm": "final norm"}
 ROLES = {"bos": "BOS", "pre_subject": "before subject", "subject": "whole subject",
          "subject_first": "first subject token", "subject_middle": "middle subject tokens",
          "subject_last": "last subject token", "after_subject": "first token after subject",
@@ -134,6 +142,14 @@ def without_ratio(summary: Sequence[dict]) -> list[str]:
         return []
     return [f"In {missing} of {n['probability']} prompts the answer's clean probability is 0 in this arithmetic: no change in % "
             "exists for them, and they are left out of it; log probability has them."]
+
+
+def layers(row: Mapping) -> str:
+    """Of a window `layers 2–4`, `layer 2`; `layers 0, 2, 4` where others lie between that mix no tokens (row's `layers`)."""
+    start, size = row["conditions"]["window_start"], row["conditions"]["window_size"]
+    if named := row.get("layers"):
+        return f"layer{'s' * (len(named) > 1)} {', '.join(map(str, named))}"
+    return f"layer {start}" if size == 1 else f"layers {start}–{start + size - 1}"
 
 
 def sample(rows: Sequence[dict]) -> str:

@@ -44,7 +44,7 @@ def test_every_option_of_every_group_composes(compose, group, option):
 @pytest.mark.parametrize(("experiment", "model"), RUNS)
 def test_every_experiment_composes_with_every_model_and_data_set(compose, experiment, model):
     default = compose(f"experiment={experiment}", f"model={model}")
-    assert default.dataset.name == ("facts" if model in models.EMBEDDED else "counterfact")
+    assert default.dataset.name == ("facts" if model in (*models.EMBEDDED, *models.RECIPES) else "counterfact")
     for dataset in options("dataset"):
         for lines in ([f"model={model}", f"dataset={dataset}"], [f"dataset={dataset}", f"model={model}"]):
             cfg = compose(f"experiment={experiment}", *lines)

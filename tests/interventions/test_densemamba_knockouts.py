@@ -177,6 +177,6 @@ def test_a_value_made_twice_has_no_one_gradient():
 def test_other_variants_have_no_dense_routes_and_say_so(variant):
     lm = small(variant)
     for run_it in (lambda k: passed(lm, ids(1), k), lambda k: evaluate(lm, ids(1), [(k,)], lambda x: x)):
-        with pytest.raises(UserError, match=f"dense=True\\): a {variant} has no dense routes") as caught:
+        with pytest.raises(UserError, match=f"dense=True\\): a {variant} has no ways from earlier layers") as caught:
             run_it(Knockout(1, -1, 2, dense=True))
         assert "\n" not in str(caught.value)

@@ -207,6 +207,12 @@ def test_policies_of_a_conv_are_refused(how, said):
         assert "\n" not in str(e.value)
 
 
+def test_dense_ways_are_not_to_be_cut_apart():
+    """Dense keys and values are one with the layer's own, behind a norm."""
+    with pytest.raises(UserError, match="a retnet has no ways from earlier layers that can be cut apart"):
+        run(model(), ids(1), Knockout(1, -1, 0, dense=True))
+
+
 def test_channels_are_refused_and_heads_counted():
     with pytest.raises(UserError, match="a retnet has no channels but 4 heads; give heads="):
         run(model(), ids(1), Knockout(1, -1, 0, channels=0))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import retnet
+from . import densemamba, retnet
 from .checkpoints import MAMBA1, MAMBA2, random_checkpoint
 from .hyena import SIZES, hyena, hyena_checkpoint
 from .moe import PUBLISHED, moe, moe_checkpoint
@@ -29,6 +29,8 @@ def _mamba(config) -> Oracle:
 # keys of a few numbers cancel now and then, and every float32 implementation is then off by 1e-4
 WIDE = {**retnet.RETNET, "hidden_size": 96, "query_key_dim": 128}
 ORACLES = {
+    "densemamba": Oracle(lambda folder, seed: densemamba.random_checkpoint(folder, densemamba.DENSE, seed),
+                         lambda weights, tokens: densemamba.run(densemamba.DENSE, weights, tokens).logits),
     "hyena": Oracle(lambda folder, seed: hyena_checkpoint(folder, SIZES["hyena"], seed),
                     lambda weights, tokens: hyena(weights, tokens).logits),
     "mamba1": _mamba({**MAMBA1, "n_layer": 3}),
