@@ -9,6 +9,7 @@ from mamba_mi.data.sources import QUERIES, check_names
 from mamba_mi.experiments import at_least
 from mamba_mi.experiments._knockouts import DEFAULT, KNOWN, RELATIVE, check_dense, distinct, policies, windows
 from mamba_mi.interventions.knockout import CONVS, SPANS
+from mamba_mi.measure import timescale
 from mamba_mi.measure.timescale import THIRDS
 
 PUBLISHED = [9, 15]  # the windows of the literature
@@ -53,6 +54,8 @@ def check(knobs: Knobs, lm) -> None:
     if knobs.sources != ALL and not (isinstance(knobs.sources, list) and knobs.sources):
         raise UserError(f"method.sources={knobs.sources}: give all or a list such as [last,subject]")
     check_dense(knobs, lm)
+    if knobs.timescales != [ALL]:
+        timescale.check(lm)
     at_least(knobs, reference=1, batch=1, resamples=20)
 
 

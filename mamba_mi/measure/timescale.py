@@ -18,13 +18,18 @@ from mamba_mi.trace import Site, Trace
 THIRDS = ("slow", "mid", "fast")  # the longest horizons first
 
 
+def check(lm) -> None:
+    """Raise where there is no step of time, hence no horizon."""
+    if lacking := [layer for layer in lm.mixing if Site(layer, "dt") not in lm.sites]:
+        raise UserError(f"timescales: {lm.name} is a {lm.config.variant} and has no dt at layer {lacking[0]}, hence no horizon; "
+                        "method.timescales=[all] needs none")
+
+
 @torch.no_grad()
 def horizons(lm, prompts: Sequence[Prompt], size: int = 32) -> list[Tensor]:
     """The horizons in tokens of the heads of every layer that mixes tokens (Mamba-1: its channels), float64; dt is averaged over every token."""
+    check(lm)
     sites = [Site(layer, "dt") for layer in lm.mixing]
-    if lacking := [site for site in sites if site not in lm.sites]:
-        raise UserError(f"timescales: {lm.name} is a {lm.config.variant} and has no dt at layer {lacking[0].layer}, hence no "
-                        "horizon; method.timescales=[all] needs none")
     total, count = dict.fromkeys(sites, 0.0), 0
     for batch in batches(prompts, size):
         with Trace(keep=sites) as trace:

@@ -35,7 +35,7 @@ def published() -> dict[str, str]:
 
 def embedded() -> dict[str, Path]:
     """The folders of the weights that ship with the package: `tiny_mamba1` is `tiny-mamba1`."""
-    folders = sorted(path.parent for path in HERE.glob("*/config.json"))
+    folders = sorted(path.parent for path in HERE.glob("*/model.safetensors"))
     return {folder.name.replace("_", "-"): folder for folder in folders}
 
 

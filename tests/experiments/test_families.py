@@ -1,0 +1,73 @@
+"""Every experiment on every family: its own sites, its own layers, its own policies."""
+import pytest
+import torch
+
+from mamba_mi import Knockout, UserError, evaluate, load, models
+from mamba_mi.data import Batch, facts
+from mamba_mi.experiments import Setting, get, knobs_of
+from mamba_mi.experiments._knockouts import policies, windows, with_layers
+from mamba_mi.report.words import SITES, layers
+
+ONE = {name: lm for name, lm in ((name, load(name, device="cpu", cached=False)) for name in models.EMBEDDED)}
+
+
+def made(name, model, **knobs):
+    kind = get(name)
+    return kind(knobs_of(kind, knobs), ONE[model], Setting(0, 1 << 28))
+
+
+@pytest.mark.parametrize("model", ONE)
+@pytest.mark.parametrize("name", ["patching", "info_flow", "heatmap", "construct", "compare_paths"])
+def test_an_experiment_accepts_every_family_as_it_is(name, model):
+    made(name, model).check()
+
+
+@pytest.mark.parametrize("model", ONE)
+def test_every_site_has_a_name_in_words(model):
+    assert set(ONE[model].sites.names) <= set(SITES)
+
+
+@pytest.mark.parametrize("model, own", [("tiny", "scan_out"), ("tiny-hyena", "long_conv"), ("tiny-moe", "scan_out"),
+                                        ("tiny-retnet", "retained")])
+def test_patchings_third_site_is_what_the_familys_mixing_gives(model, own):
+    experiment, prompts = made("patching", model), facts.load(facts.Knobs(), ONE[model].tokenizer, seed=0).prompts
+    assert experiment.knobs.sites == ["resid", "out", own]
+    batch = Batch(tuple(p for p in prompts if len(p.token_ids) == len(prompts[0].token_ids) and p.spans == prompts[0].spans)[:2], "0")
+    at = {site.layer for site, *_ in experiment.places(batch) if site.name == own}
+    assert at == set(ONE[model].mixing)
+
+
+@pytest.mark.parametrize("name", ["info_flow", "heatmap"])
+def test_windows_are_of_layers_that_mix_tokens_and_the_words_say_which(name):
+    lm = ONE["tiny-moe"]
+    assert lm.mixing == (0, 2, 4)
+    size = made(name, "tiny-moe").windows[-1] if name == "info_flow" else made(name, "tiny-moe").size
+    rows = with_layers([{"conditions": {"window_start": 2, "window_size": 1}}, {"conditions": {"window_start": 0, "window_size": 2}}], lm)
+    assert [layers(row) for row in rows] == ["layer 2", "layers 0, 2"]
+    assert all(set(each) <= {0, 2, 4} for each in windows(size, lm.mixing).values())
+    assert with_layers(plain := [{"conditions": {}}], ONE["tiny"]) is plain
+
+
+def test_a_knockout_of_a_layer_of_experts_says_which_layers_mix():
+    lm, tokens = ONE["tiny-moe"], facts.load(facts.Knobs(), ONE["tiny-moe"].tokenizer, seed=0).prompts[0].token_ids
+    with pytest.raises(UserError, match="knockout at layer 1: it mixes no tokens in tiny-moe; layers 0, 2, 4 do"):
+        evaluate(lm, torch.tensor([tokens]), [(Knockout(1, -1, 0),)], lambda x: x)
+
+
+def test_without_a_conv_there_is_one_policy_and_another_is_refused():
+    assert policies(made("info_flow", "tiny-retnet").knobs, 1) == [("scan", "token")]
+    for name in ("info_flow", "heatmap"):
+        with pytest.raises(UserError, match="this model has no conv"):
+            made(name, "tiny-retnet", conv=["both"]).check()
+
+
+def test_dense_ways_are_cut_where_they_can_be():
+    for name in ("info_flow", "heatmap"):
+        for model in ("tiny", "tiny-retnet"):
+            with pytest.raises(UserError, match="method.dense=true: .* no ways from earlier layers"):
+                made(name, model, dense=True).check()
+
+
+def test_timescales_need_a_step():
+    with pytest.raises(UserError, match="tiny-hyena is a hyena and has no dt"):
+        made("info_flow", "tiny-hyena", timescales=["all", "slow"]).check()
