@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mamba_mi import Knockout
 from mamba_mi.config import stream
-from mamba_mi.experiments._knockouts import window_starts
+from mamba_mi.experiments._knockouts import windows
 from mamba_mi.interventions import contrast
 from mamba_mi.measure.answers import Answers, narrow, reader
 
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 def cells(lm, length: int, window: int) -> list[Cell]:
-    return [Cell(s, start) for start in window_starts(window, lm.config.n_layer) for s in range(length)]
+    return [Cell(s, start) for start in windows(window, lm.mixing) for s in range(length)]
 
 
 def materialised(lm, tokens_L: Tensor, some: Sequence[Cell], window: int) -> Tensor:
@@ -86,7 +86,7 @@ def operations(lm, length: int, window: int) -> dict[str, float]:
         + c.d_conv * (c.d_inner + 2 * c.d_state)
     head, pairs = c.d_model * c.padded_vocab, length * length * (c.d_state + c.d_inner)
     full = c.n_layer * (length * token + pairs) + head
-    starts = window_starts(window, c.n_layer)
+    starts = windows(window, range(c.n_layer))
     joined = sum(c.n_layer - start for start in starts) / len(starts)
     own = token + c.d_state * (c.d_inner + 1) + c.d_inner  # reads the state, and itself
     taken_off = window * (c.d_state + c.d_inner)
