@@ -24,7 +24,7 @@ from mamba_mi.models.safari import parse, published_config, recognises, settle, 
 from mamba_mi.models.variants import Card
 from mamba_mi.trace import BLIND, Site
 
-__all__ = ["CARD", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
+__all__ = ["ABOUT", "CARD", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
            "their_name"]
 PUBLISHED = {"hyena-small-150b": "Zymrael/hyena-small-150b-tok"}
 CARD = Card("Hyena, long convolutions with filters made by a net (Poli et al. 2023)", "BSD-3-Clause",
@@ -60,6 +60,12 @@ class Config:
     def floats(self, length: int, watched: bool) -> int:
         """Numbers a token of a pass takes within a layer: projections, short conv, the FFT's, the MLP."""
         return 20 * self.d_model + 2 * self.d_ff
+
+
+def ABOUT(config: Config) -> str:
+    """Which of two models with the same weights this is."""
+    said = "with their exponential decay (model.modulate=true)" if config.modulate else "without a decay (model.modulate=false)"
+    return f"The filters are taken {said}: the weights do not say which, and the other is another model."
 
 
 class State(NamedTuple):
@@ -159,7 +165,10 @@ class Block(Layer):
     def _filter(self, trace, u_BLC: Tensor, past: State | None) -> Tensor:
         """The taps for every token so far; a row's own where somebody watches."""
         before, site = 0 if past is None else past.u_BPC.shape[1], Site(self.layer, "filter")
-        k_TD = self.filter_fn(before + u_BLC.shape[1])
+        taps, most = before + u_BLC.shape[1], self.config.max_length
+        if taps > most:  # not every pass comes in through `LM.through`: the cone's do not
+            raise UserError(f"{taps} tokens: filters of {most} (l_max) cannot go beyond; give shorter prompts")
+        k_TD = self.filter_fn(taps)
         if not trace.wants(site):
             return k_TD
         if before and site in trace.keep:
