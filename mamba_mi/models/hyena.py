@@ -81,7 +81,7 @@ class Filter(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         D, O = config.d_model, config.filter_order
-        self.modulate = config.modulate
+        self.modulate, self._made = config.modulate, (None, None)
         self.bias = nn.Parameter(torch.empty(D))
         # not trained here: their published rates are 1e-5 and 0
         self.z, self.t, self.deltas = (nn.Parameter(torch.empty(1, *shape), requires_grad=False) for shape in (
@@ -91,6 +91,16 @@ class Filter(nn.Module):
         self.outer = nn.Linear(O, D, bias=False)
 
     def forward(self, taps: int) -> Tensor:
+        """Made once while no weight changes, and then of all lags: a tap's bits do not depend on a prompt's length."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters()):
+            return self._taps(taps)
+        key = [(x.data_ptr(), x._version, x.dtype) for x in self.parameters()]
+        if self._made[0] != key:
+            with torch.no_grad():
+                self._made = key, self._taps(self.z.shape[1])
+        return self._made[1][:taps]
+
+    def _taps(self, taps: int) -> Tensor:
         # in float64: the sines are of numbers up to a hundred, whose float32 puts the logits off by 1e-5
         x_TO = self.z[0, :taps].double()
         for linear in self.inner:

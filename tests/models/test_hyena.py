@@ -263,3 +263,17 @@ def test_it_says_which_of_two_models_it_is(written):
     for modulate in (True, False):
         config = load(written("hyena")[0], options={"modulate": modulate}).config
         assert f"model.modulate={str(modulate).lower()}" in models.variants.about(config)
+
+
+def test_the_filter_is_made_once_and_again_when_a_weight_changes(written, monkeypatch):
+    lm = load(written()[0], dtype="float64", cached=False)
+    before, fn, plain = lm(draw(1, 9))[0], lm.layers[0].filter_fn, type(lm.layers[0].filter_fn)._taps
+    made = []
+    monkeypatch.setattr(type(fn), "_taps", lambda self, taps: made.append(taps) or plain(self, taps))
+    assert torch.equal(lm(draw(1, 9))[0], before) and torch.equal(lm.on("reference").layers[0].filter_fn(20)[:9], fn(9)) and not made
+    fn.inner[1].weight.mul_(2)
+    assert deviation(lm(draw(1, 9))[0], before) > 1e-3 and made == [160]
+    fn.inner[1].weight.data = fn.inner[1].weight.data / 2
+    assert torch.equal(lm(draw(1, 9))[0], before) and made == [160, 160]
+    fn.inner[1].weight.requires_grad_(True)
+    assert deviation(lm(draw(1, 9))[0].detach(), before) <= 1e-12 and made == [160, 160, 9]
