@@ -24,7 +24,7 @@ from mamba_mi.models.safari import parse, published_config, recognises, settle, 
 from mamba_mi.models.variants import Card
 from mamba_mi.trace import BLIND, Site
 
-__all__ = ["CARD", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
+__all__ = ["ABOUT", "CARD", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
            "their_name"]
 PUBLISHED = {"hyena-small-150b": "Zymrael/hyena-small-150b-tok"}
 CARD = Card("Hyena, long convolutions with filters made by a net (Poli et al. 2023)", "BSD-3-Clause",
@@ -62,6 +62,12 @@ class Config:
         return 20 * self.d_model + 2 * self.d_ff
 
 
+def ABOUT(config: Config) -> str:
+    """Which of two models with the same weights this is."""
+    said = "with their exponential decay (model.modulate=true)" if config.modulate else "without a decay (model.modulate=false)"
+    return f"The filters are taken {said}: the weights do not say which, and the other is another model."
+
+
 class State(NamedTuple):
     """What one layer carries: of every token so far what the short conv and the long one took in."""
 
@@ -75,7 +81,7 @@ class Filter(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         D, O = config.d_model, config.filter_order
-        self.modulate = config.modulate
+        self.modulate, self._made = config.modulate, (None, None)
         self.bias = nn.Parameter(torch.empty(D))
         # not trained here: their published rates are 1e-5 and 0
         self.z, self.t, self.deltas = (nn.Parameter(torch.empty(1, *shape), requires_grad=False) for shape in (
@@ -85,6 +91,16 @@ class Filter(nn.Module):
         self.outer = nn.Linear(O, D, bias=False)
 
     def forward(self, taps: int) -> Tensor:
+        """Made once while no weight changes, and then of all lags: a tap's bits do not depend on a prompt's length."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in self.parameters()):
+            return self._taps(taps)
+        key = [(x.data_ptr(), x._version, x.dtype) for x in self.parameters()]
+        if self._made[0] != key:
+            with torch.no_grad():
+                self._made = key, self._taps(self.z.shape[1])
+        return self._made[1][:taps]
+
+    def _taps(self, taps: int) -> Tensor:
         # in float64: the sines are of numbers up to a hundred, whose float32 puts the logits off by 1e-5
         x_TO = self.z[0, :taps].double()
         for linear in self.inner:
@@ -159,7 +175,10 @@ class Block(Layer):
     def _filter(self, trace, u_BLC: Tensor, past: State | None) -> Tensor:
         """The taps for every token so far; a row's own where somebody watches."""
         before, site = 0 if past is None else past.u_BPC.shape[1], Site(self.layer, "filter")
-        k_TD = self.filter_fn(before + u_BLC.shape[1])
+        taps, most = before + u_BLC.shape[1], self.config.max_length
+        if taps > most:  # not every pass comes in through `LM.through`: the cone's do not
+            raise UserError(f"{taps} tokens: filters of {most} (l_max) cannot go beyond; give shorter prompts")
+        k_TD = self.filter_fn(taps)
         if not trace.wants(site):
             return k_TD
         if before and site in trace.keep:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_mi.config import UserError
 from mamba_mi.models.knocking import Gone, gone
 from mamba_mi.models.prefix import smeared
 from mamba_mi.trace import Site
@@ -33,6 +34,8 @@ def knocked(block, trace, y_BLD, u_BLC, seen: Hidden, k_TD, past) -> tuple[Tenso
     x0_BLD = seen.x0_BLD
     if not found:
         return y_BLD, x0_BLD
+    if trace.grad:
+        _refuse_two_gradients(block, trace, [each for _, each in found])
     size = len(found[0][1].queries_BLH)
     for number, each in found:
         row_B = torch.arange(number * size, (number + 1) * size, device=y_BLD.device)
@@ -122,3 +125,12 @@ def _weighed(k_TD, at_Q, slot_X, lost_BXD) -> Tensor:
         k_QXD = k_TD[..., lag_QX.clamp(min=0), :].masked_fill((lag_QX < 0)[..., None], 0).to(kind)
         parts.append(torch.einsum("qxd,bxd->bqd" if k_TD.ndim == 2 else "bqxd,bxd->bqd", k_QXD, lost_BXD.to(kind)))
     return torch.cat(parts, dim=1)
+
+
+def _refuse_two_gradients(block, trace, found) -> None:
+    if not any((each.tokens_BT | each.sides_BT).any() for each in found):
+        return
+    names = ["conv", "x1", "v", "x1v"] + ["x0"] * any(each.own for each in found)
+    if kept := [str(site) for site in trace.keep if site.layer == block.layer and site.name in names]:
+        raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {block.layer}: the value is made "
+                        "twice there, with and without the sources; keep in_proj, long_conv or another layer's site")

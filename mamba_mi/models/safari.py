@@ -19,6 +19,7 @@ FIRST = "backbone.layers.0.mixer.filter_fn."
 GPT2 = {50264: 50257}  # rows of the embedding that pad the vocabulary to eights: tokens it stands for
 SIZES = {"d_model": "d_model", "n_layer": "n_layer", "d_ff": "d_inner", "vocab_size": "vocab_size"}
 FILTER = {"max_length": "l_max", "d_conv": "short_filter_order", "emb_dim": "emb_dim", "filter_order": "filter_order"}
+BUILT = {"order": 2, "num_inner_mlps": 2, "shift": 0.0, "normalized": False, "bidirectional": False}  # nothing else is
 FREQS = (1, 3, 5)  # one tensor, held three times
 OUTER = {"embedding.weight": "backbone.embeddings.word_embeddings.weight", "norm_f.weight": "backbone.ln_f.weight",
          "norm_f.bias": "backbone.ln_f.bias", "lm_head.weight": "lm_head.weight"}
@@ -65,8 +66,14 @@ def _said(raw: Mapping, where: str) -> tuple[dict, dict]:
             raise UserError(f"{where}: no {', '.join(lacking)}; a Hyena's config needs {', '.join(SIZES.values())}, and in layer "
                             f"{', '.join(FILTER.values())}")
         sizes |= {ours: of[theirs] for ours, theirs in names.items()}
-    if layer.get("order", 2) != 2:
-        raise UserError(f"{where}: layer.order={layer['order']!r} is not built, only 2 as published")
+    for key, value in BUILT.items():
+        if layer.get(key, value) != value:
+            raise UserError(f"{where}: layer.{key}={layer[key]!r} is not built, only {value!r} as published")
+    check_sizes({theirs: of[theirs] for names, of in ((SIZES, raw), (FILTER, layer)) for theirs in names.values()}, where)
+    if layer["emb_dim"] < 3 or layer["emb_dim"] % 2 == 0:
+        raise UserError(f"{where}: layer.emb_dim={layer['emb_dim']} must be odd and at least 3: the position, and waves in pairs")
+    if type(layer.get("w", 14)) not in (int, float):
+        raise UserError(f"{where}: layer.w={layer['w']!r} is not a number")
     modulate, multiple = layer.get("modulate", False), raw.get("pad_vocab_size_multiple", 1)
     if not isinstance(modulate, bool):
         raise UserError(f"{where}: layer.modulate={modulate!r} is neither true nor false")

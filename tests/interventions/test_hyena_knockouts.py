@@ -192,3 +192,18 @@ def test_the_gradient_at_a_site_is_its_finite_difference(site):
     direction = g / g.norm() * trace.values[site].detach().norm()
     ends = [loss(Edit(site, "all", Add(direction, step)))[0].item() for step in (1e-5, -1e-5)]
     assert float((g * direction).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", [dict(conv="conv"), dict(conv="both"), dict(conv="both", query_conv=True)], ids=str)
+def test_a_gradient_at_a_value_that_is_made_twice_is_refused(how):
+    """What is left of it without the sources is another tensor: its gradient would be of a part of the truth."""
+    for name in ("conv", "x1", "v", "x1v", *["x0"] * ("query_conv" in how)):
+        with pytest.raises(UserError, match=f"gradient at 1.{name} under a knockout of layer 1") as e:
+            model()(ids(1), trace=Trace(keep=[Site(1, name)], interventions=[Knockout(1, -1, 3, **how)], grad=True))
+        assert "\n" not in str(e.value)
+    allowed = [Site(0, "x1v"), Site(1, "in_proj"), Site(1, "long_conv")]
+    for knockout in (Knockout(1, -1, 3, **how), Knockout(1, -1, 3)):
+        sites = allowed if knockout.conv != "scan" else [*allowed, Site(1, "x1v")]
+        with Trace(keep=sites, interventions=[knockout], grad=True) as trace:
+            model()(ids(1), trace=trace)[0][:, -1, :45].sum().backward()
+        assert all(trace.grads[site].any() for site in sites)

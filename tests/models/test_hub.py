@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from oracles import MAMBA2, random_checkpoint
+from oracles.hyena import SIZES, hyena_checkpoint
 from safetensors.torch import load_file
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
@@ -111,6 +112,26 @@ def test_a_known_name_and_a_repo_with_torchs_format_alone(hub, tmp_path):
     hub.repos["state-spaces/mamba2-130m"] = files_of(tmp_path / "written")
     assert load("mamba2-130m", cached=False).name == "mamba2-130m"
     assert sorted(hub.fetched) == ["config.json", "pytorch_model.bin"]
+
+
+def test_a_repo_that_is_one_ckpt_without_a_config_is_fetched_and_found_again(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    hyena_checkpoint(tmp_path / "written", SIZES["hyena"], 0)
+    hub.repos["Zymrael/hyena-small-150b-tok"] = files_of(tmp_path / "written") | {"README.md": b"a card"}
+    lm, here = load("hyena-small-150b", cached=False), load(tmp_path / "written", cached=False)
+    assert lm.config == here.config and lm.fingerprint == here.fingerprint and lm.name == "hyena-small-150b"
+    assert hub.fetched == [next(name for name in files_of(tmp_path / "written"))]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load("hyena-small-150b", cached=False).fingerprint == lm.fingerprint
+
+
+def test_several_ckpts_and_weights_without_a_config_are_refused_before_they_are_fetched(hub):
+    hub.repos["some/several"] = {"a.ckpt": b"x", "b.ckpt": b"y"}
+    line_of("some/several", "a.ckpt, b.ckpt")
+    hub.repos["some/weights"] = {"model.safetensors": b"x", "a.ckpt": b"y"}
+    line_of("some/weights", "config.json", "a.ckpt")
+    assert not hub.fetched
 
 
 def line_of(repo, *words):

@@ -5,7 +5,7 @@ import torch
 from oracles import deviation
 from oracles.hyena import SIZES, Sizes, hyena, hyena_checkpoint
 
-from mamba_mi import Edit, Replace, Scale, Site, Trace, UserError, load, models
+from mamba_mi import Edit, Replace, Scale, Site, Trace, UserError, evaluate, load, models
 from mamba_mi.backends import reference
 from mamba_mi.models import checkpoints
 from mamba_mi.models import hyena as variant_module
@@ -227,3 +227,53 @@ def test_wrong_options_are_one_line(written):
         load(written()[0], options={"modulate": "maybe"})
     with pytest.raises(UserError, match="model.expert_activation: a hyena has no such option; it has modulate"):
         load(written()[0], options={"expert_activation": "gelu"})
+
+
+def test_no_way_in_lets_a_prompt_beyond_the_filters_pass(written):
+    """A pass of the cone starts where its jobs do, and goes on from a past that is short enough by itself."""
+    lm = load(written("hyena")[0], dtype="float64")
+    most = lm.config.max_length
+    tokens_1L = draw(1, most + 1)
+    for make in (*(lambda p=p: evaluate(lm, tokens_1L, [(Edit(Site(0, "out"), p, Scale(0.0)),)], lambda x: x) for p in (0, 3, most)),
+                 lambda: lm.layers[0](lm.embed(tokens_1L)), lambda: lm.float64_logits(tokens_1L)):
+        with pytest.raises(UserError, match=f"{most + 1} tokens: .*filters of {most} .*l_max.*shorter prompts") as e:
+            make()
+        assert "\n" not in str(e.value)
+
+
+CONFIG = {"d_model": 16, "n_layer": 2, "d_inner": 32, "vocab_size": 45,
+          "layer": {"_name_": "hyena", "emb_dim": 5, "filter_order": 8, "short_filter_order": 3, "l_max": 32}}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"d_inner": None}, "d_inner=None is not a size"), ({"layer": {"l_max": "32"}}, "l_max='32' is not a size"),
+    ({"layer": {"emb_dim": 4}}, "layer.emb_dim=4 must be odd"), ({"layer": {"emb_dim": 1}}, "layer.emb_dim=1 must be odd"),
+    ({"layer": {"w": "ten"}}, "layer.w='ten' is not a number"), ({"layer": {"shift": 0.05}}, "layer.shift=0.05 is not built"),
+    ({"layer": {"num_inner_mlps": 4}}, "layer.num_inner_mlps=4 is not built"), ({"layer": {"order": 3}}, "layer.order=3 is not built"),
+])
+def test_a_config_of_another_hyena_says_so_in_one_line(change, message):
+    raw = CONFIG | change | {"layer": CONFIG["layer"] | change.get("layer", {})}
+    with pytest.raises(UserError, match=message) as e:
+        models.fresh(raw, generator=torch.Generator())
+    assert "\n" not in str(e.value)
+    assert models.fresh(CONFIG, generator=torch.Generator()).config.frequency == 14
+
+
+def test_it_says_which_of_two_models_it_is(written):
+    for modulate in (True, False):
+        config = load(written("hyena")[0], options={"modulate": modulate}).config
+        assert f"model.modulate={str(modulate).lower()}" in models.variants.about(config)
+
+
+def test_the_filter_is_made_once_and_again_when_a_weight_changes(written, monkeypatch):
+    lm = load(written()[0], dtype="float64", cached=False)
+    before, fn, plain = lm(draw(1, 9))[0], lm.layers[0].filter_fn, type(lm.layers[0].filter_fn)._taps
+    made = []
+    monkeypatch.setattr(type(fn), "_taps", lambda self, taps: made.append(taps) or plain(self, taps))
+    assert torch.equal(lm(draw(1, 9))[0], before) and torch.equal(lm.on("reference").layers[0].filter_fn(20)[:9], fn(9)) and not made
+    fn.inner[1].weight.mul_(2)
+    assert deviation(lm(draw(1, 9))[0], before) > 1e-3 and made == [160]
+    fn.inner[1].weight.data = fn.inner[1].weight.data / 2
+    assert torch.equal(lm(draw(1, 9))[0], before) and made == [160, 160]
+    fn.inner[1].weight.requires_grad_(True)
+    assert deviation(lm(draw(1, 9))[0].detach(), before) <= 1e-12 and made == [160, 160, 9]
