@@ -10,6 +10,7 @@ from oracles.retnet import CONFIGS, RETNET
 from safetensors.torch import load_file
 
 from mamba_mi import Edit, Replace, Scale, Site, Trace, UserError, load, models
+from mamba_mi.backends import retention
 from mamba_mi.config import stream
 from mamba_mi.models import checkpoints
 from tests.available import BACKENDS
@@ -209,6 +210,21 @@ def test_rows_far_above_and_below_the_clamp(backend):
         M_LL = retnet.mixing(q[0, :, h].numpy(), k[0, :, h].numpy(), decay[0, :, h].numpy())
         for t in range(6):
             assert deviation(y[0, t, h], M_LL[t] @ v[0, :, h].numpy()) <= 1e-12
+
+
+def test_a_few_rows_of_the_matrix_at_a_time_give_what_all_do(written, monkeypatch):
+    """Linear in length: no more entries are ever made at once than `WORK`, or one row's."""
+    lm, tokens_BL, made, rows = load(written("retnet")[0], dtype="float64"), ids(2, 23), [], retention._rows
+    past, edit = lm(tokens_BL[:1, :4])[1], Edit(Site(1, "decay"), (9, 15), Scale(0.3))
+    whole = [lm(tokens_BL)[0], lm(tokens_BL, past=past)[0], lm(tokens_BL, trace=Trace(interventions=[edit]))[0]]
+    monkeypatch.setattr(retention, "_rows", lambda q, k, *rest: made.append(len(q) * q.shape[1] * q.shape[2] * k.shape[2])
+                        or rows(q, k, *rest))
+    for work in (1, 300, 1000):
+        monkeypatch.setattr(retention, "WORK", work)
+        made.clear()
+        parts = [lm(tokens_BL)[0], lm(tokens_BL, past=past)[0], lm(tokens_BL, trace=Trace(interventions=[edit]))[0]]
+        assert all(deviation(*both) <= 1e-12 for both in zip(parts, whole))
+        assert max(made) <= max(work, 2 * 2 * 23) and len(made) > 3 * 4
 
 
 def test_gradients_take_the_rows_scale_as_given(written):
