@@ -131,6 +131,20 @@ def test_many_rows_go_on_from_few_pasts(written, backend):
     assert lm.through(lm.embed(ends_BL), past=past, keep=False)[1] is None
 
 
+def test_what_is_left_is_each_prompts_own_where_rows_share_pasts(written, backend):
+    """Two prompts whose memories were cut differently; rows go on from them under one more edit, and under none."""
+    lm, prompts_BL, ends_BL = load(written("retnet")[0], backend=backend, dtype="float64"), ids(2, 6), ids(4, 3, 1)
+    cut_BLH = torch.rand(2, 6, 2, dtype=torch.float64, generator=stream(0, "cut"))
+    cut = Edit(Site(1, "decay"), range(6), Replace(cut_BLH))
+    past = lm(prompts_BL, trace=Trace(interventions=[cut]))[1]
+    whole_BL = torch.cat([prompts_BL.repeat(2, 1), ends_BL], dim=1)
+    for later in ([], [Edit(Site(1, "decay"), (7, 8), Scale(0.5))]):
+        edits = [Edit(Site(1, "decay"), range(6), Replace(cut_BLH.repeat(2, 1, 1))), *later]
+        want = lm(whole_BL, trace=Trace(interventions=edits))[0][:, 6:]
+        assert deviation(lm(ends_BL, past=past, trace=Trace(interventions=later))[0], want) <= 1e-10
+        assert deviation(lm(ends_BL, past=lm(prompts_BL)[1], trace=Trace(interventions=later))[0], want) > 1e-3
+
+
 def test_greedy_generation_is_the_argmax_of_whole_passes(written):
     lm, tokens_BL = load(written("retnet")[0], dtype="float64"), ids(2, 5)
     new_BL = lm.generate(tokens_BL, 6)
