@@ -10,6 +10,7 @@ from oracles.retnet import CONFIGS, RETNET
 from safetensors.torch import load_file
 
 from mamba_mi import Edit, Replace, Scale, Site, Trace, UserError, load, models
+from mamba_mi.backends import retention
 from mamba_mi.config import stream
 from mamba_mi.models import checkpoints
 from tests.available import BACKENDS
@@ -130,6 +131,20 @@ def test_many_rows_go_on_from_few_pasts(written, backend):
     assert lm.through(lm.embed(ends_BL), past=past, keep=False)[1] is None
 
 
+def test_what_is_left_is_each_prompts_own_where_rows_share_pasts(written, backend):
+    """Two prompts whose memories were cut differently; rows go on from them under one more edit, and under none."""
+    lm, prompts_BL, ends_BL = load(written("retnet")[0], backend=backend, dtype="float64"), ids(2, 6), ids(4, 3, 1)
+    cut_BLH = torch.rand(2, 6, 2, dtype=torch.float64, generator=stream(0, "cut"))
+    cut = Edit(Site(1, "decay"), range(6), Replace(cut_BLH))
+    past = lm(prompts_BL, trace=Trace(interventions=[cut]))[1]
+    whole_BL = torch.cat([prompts_BL.repeat(2, 1), ends_BL], dim=1)
+    for later in ([], [Edit(Site(1, "decay"), (7, 8), Scale(0.5))]):
+        edits = [Edit(Site(1, "decay"), range(6), Replace(cut_BLH.repeat(2, 1, 1))), *later]
+        want = lm(whole_BL, trace=Trace(interventions=edits))[0][:, 6:]
+        assert deviation(lm(ends_BL, past=past, trace=Trace(interventions=later))[0], want) <= 1e-10
+        assert deviation(lm(ends_BL, past=lm(prompts_BL)[1], trace=Trace(interventions=later))[0], want) > 1e-3
+
+
 def test_greedy_generation_is_the_argmax_of_whole_passes(written):
     lm, tokens_BL = load(written("retnet")[0], dtype="float64"), ids(2, 5)
     new_BL = lm.generate(tokens_BL, 6)
@@ -209,6 +224,21 @@ def test_rows_far_above_and_below_the_clamp(backend):
         M_LL = retnet.mixing(q[0, :, h].numpy(), k[0, :, h].numpy(), decay[0, :, h].numpy())
         for t in range(6):
             assert deviation(y[0, t, h], M_LL[t] @ v[0, :, h].numpy()) <= 1e-12
+
+
+def test_a_few_rows_of_the_matrix_at_a_time_give_what_all_do(written, monkeypatch):
+    """Linear in length: no more entries are ever made at once than `WORK`, or one row's."""
+    lm, tokens_BL, made, rows = load(written("retnet")[0], dtype="float64"), ids(2, 23), [], retention._rows
+    past, edit = lm(tokens_BL[:1, :4])[1], Edit(Site(1, "decay"), (9, 15), Scale(0.3))
+    whole = [lm(tokens_BL)[0], lm(tokens_BL, past=past)[0], lm(tokens_BL, trace=Trace(interventions=[edit]))[0]]
+    monkeypatch.setattr(retention, "_rows", lambda q, k, *rest: made.append(len(q) * q.shape[1] * q.shape[2] * k.shape[2])
+                        or rows(q, k, *rest))
+    for work in (1, 300, 1000):
+        monkeypatch.setattr(retention, "WORK", work)
+        made.clear()
+        parts = [lm(tokens_BL)[0], lm(tokens_BL, past=past)[0], lm(tokens_BL, trace=Trace(interventions=[edit]))[0]]
+        assert all(deviation(*both) <= 1e-12 for both in zip(parts, whole))
+        assert max(made) <= max(work, 2 * 2 * 23) and len(made) > 3 * 4
 
 
 def test_gradients_take_the_rows_scale_as_given(written):
@@ -339,7 +369,7 @@ def test_what_is_saved_is_loaded_to_the_bit(written, name, tmp_path):
 def test_an_untrained_one_is_drawn_from_its_generator_and_learns(written):
     config = checkpoints.published_config(load(written("retnet")[0]).config)
     lm, again, other = (models.fresh(config, generator=stream(seed, "fresh"), dtype="float64") for seed in (0, 0, 1))
-    assert all(torch.isfinite(x).all() for x in lm.parameters())
+    assert all(torch.isfinite(x).all() and (x.ndim > 1 or (x == 1).all()) for x in lm.parameters())
     assert all(torch.equal(x, y) for x, y in zip(lm.parameters(), again.parameters()))
     assert all(not torch.equal(x, y) for x, y in zip(lm.parameters(), other.parameters()) if x.ndim > 1)
     assert lm.layers[1].to_out.weight.abs().max() <= 48 ** -0.5 / 2 < lm.layers[1].k_select.fc2.weight.abs().max() * 2
