@@ -184,8 +184,10 @@ def test_each_expert_runs_once_on_its_own_tokens_alone(folders, tokens, monkeypa
     for expert in lm.layers[1].moe.local_experts:
         hidden = expert.hidden
         monkeypatch.setattr(expert, "hidden", lambda n, hidden=hidden: rows.append(len(n)) or hidden(n))
-    lm(tokens(3, 20))
-    assert sum(rows) == 60 and len(rows) <= 8 and 0 not in rows
+    for prompts, length in ((3, 20), (1, 3)):
+        rows.clear()
+        lm(tokens(prompts, length))
+        assert sum(rows) == prompts * length and len(rows) <= 8 and 0 not in rows
 
 
 def test_a_linear_map_reads_each_site_it_is_said_to(folders):
@@ -273,6 +275,24 @@ def test_an_untrained_model_is_filled_saved_and_read_back_to_the_bit(name, tmp_p
     assert back.config == made[0].config and list(back.state_dict()) == list(made[0].state_dict())
     assert all(torch.equal(x, made[0].state_dict()[n]) for n, x in back.state_dict().items())
     assert torch.equal(back(tokens(2, 9))[0], made[0](tokens(2, 9))[0])
+
+
+def test_untrained_experts_start_alike_in_size_and_their_router_undecided():
+    lm = models.fresh({**CODES, "hidden_size": 256, "ffn_hidden_size": 400}, generator=stream(0, "fresh")).requires_grad_(False)
+    fed = [layer.moe for layer in lm.layers if hasattr(layer, "moe")]
+    for net in (net for moe_ in fed for net in getattr(moe_, "local_experts", [moe_])):
+        assert float(net.linear_fc1.weight.std()) == pytest.approx((3 * 256) ** -0.5, rel=0.02)
+        assert float(net.linear_fc2.weight.std()) == pytest.approx((3 * 400 * 6) ** -0.5, rel=0.02)
+    for router in (moe_.router for moe_ in fed if hasattr(moe_, "router")):
+        assert float(router.weight.abs().max()) == pytest.approx(0.1 / 16, rel=0.05) and not router.bias.any()
+    assert all((x == 1).all() for n, x in lm.state_dict().items() if n.endswith((".norm.weight", "norm_moe.weight")))
+
+
+def test_what_a_pass_takes_in_memory_counts_both_sides_of_a_layer():
+    wide, apart = (checkpoints.parse_config(config)[1] for config in (CODES, {**PUBLISHED, "state_size": 5}))
+    assert wide.floats(9, False) == apart.floats(9, False) + 6 * 32 + 3 * 24
+    many = checkpoints.parse_config({**PUBLISHED, "ffn_hidden_size": 10_000})[1]
+    assert many.floats(9, False) == 6 * 32 + 30_000
 
 
 def test_what_a_user_asked_of_it_stays_with_an_untrained_and_a_saved_model(folder, tmp_path):
