@@ -219,9 +219,9 @@ def _removal(trace, queries_BLH, slots_BT, tokens_BT, sides_BT, own: bool, dense
     if key not in trace.memory:
         trace.memory[key] = loss(*first, width) if before else None
     tails = [torch.nn.functional.pad(mask_BT, (width - 1, 0))[:, before:before + width - 1] for mask_BT in gone[1:]]
-    masks, dense_BL = [*(mask_BT[:, before:] for mask_BT in gone), *tails], dense_BT[:, before:]
-    inside = own or any(bool(mask.any()) for mask in (*masks, dense_BL))
-    return Removal(queries_BLH, *masks, own, trace.memory[key], inside, dense_BL)
+    masks = [*(mask_BT[:, before:] for mask_BT in gone), *tails]
+    inside = own or any(bool(mask.any()) for mask in masks)
+    return Removal(queries_BLH, *masks, own, trace.memory[key], inside, dense_BT[:, before:])
 
 
 def _together(knockouts, width: int) -> tuple[Tensor, Tensor, Tensor, bool, Tensor]:

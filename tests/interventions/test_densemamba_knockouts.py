@@ -111,7 +111,8 @@ def test_the_option_cuts_what_the_plain_knockout_leaves():
 
 def test_knockouts_with_and_without_the_option_meet_at_one_query():
     tokens_BL = ids(2)
-    knockouts = [Knockout(2, (7, 8), 6, dense=True), Knockout(2, (6, 8), (5, 4), "both"), Knockout(2, -1, 2, channels=(1, 5))]
+    knockouts = [Knockout(2, (7, 8), 6, dense=True), Knockout(2, (6, 8), (5, 4), "both"), Knockout(2, -1, 2, channels=(1, 5)),
+                 Knockout(3, 7, 3, dense=True), Knockout(3, 8, 3)]
     want = truth(model(), tokens_BL, knockouts)
     assert deviation(passed(model(), tokens_BL, *knockouts), want) <= 1e-11
     assert deviation(evaluate(model(), tokens_BL, [knockouts], lambda x: x[..., :V])[0], want[:, -1]) <= 1e-11
@@ -147,7 +148,8 @@ def sets():
 @pytest.mark.parametrize("dense", [(), (1, 2, 3)])
 def test_the_cone_equals_one_full_forward_a_set(backend, dense):
     lm, tokens_BL, ledger = model(backend), ids(3), Ledger()
-    asked = [*sets(), *[(Knockout(layer, (4, -1), 2, "both", dense=True),) for layer in dense]]
+    asked = [*sets(), *[(Knockout(layer, at, 2, conv, dense=True),) for layer in dense
+                        for at, conv in (((4, -1), "both"), (-1, "scan"))]]
     got = evaluate(lm, tokens_BL, asked, lambda x: x[..., :V], ledger=ledger)
     want = torch.stack([passed(lm, tokens_BL, *interventions)[:, -1] for interventions in asked])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)

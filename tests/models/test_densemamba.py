@@ -115,16 +115,20 @@ def test_layers_hand_on_what_later_ones_read_and_the_last_the_stream_alone(writt
         lm.through(trace.values[Site(2, "resid")], first=2)
 
 
-def test_the_other_backend_of_a_model_and_a_copy_in_lower_precision(written):
+def test_the_other_backend_of_a_model_and_a_copy_in_lower_precision(written, monkeypatch):
     folder, weights = written(PLAIN)
     lm, tokens_BL = load(folder, dtype="float64"), tokens(1, 9)
     assert deviation(lm.on("reference")(tokens_BL)[0][..., :V], truth(PLAIN, weights, tokens_BL)) <= 1e-10
     low = load(folder, dtype="bfloat16")
     assert deviation(low(tokens_BL)[0][..., :V].float(), truth(PLAIN, weights, tokens_BL)) <= 0.05
     wide_BLX, _ = low.through(low.embed(tokens_BL), last=1)
+    backend, took = low.layers[1].backend, []
+    scan = backend.scan
+    monkeypatch.setattr(backend, "scan", lambda v, dt, *args, **how: took.append(dt) or scan(v, dt, *args, **how))
     with Trace(keep=[Site(0, "dt")]) as trace:
         low(tokens_BL, trace=trace)
     E = low.config.d_inner
+    assert torch.equal(took[2], trace.values[Site(0, "dt")])  # layer 0's scan, layer 1's own, then its route's
     assert torch.equal(wide_BLX[..., low.config.d_model + E:low.config.d_model + 2 * E], trace.values[Site(0, "dt")])
 
 
@@ -162,9 +166,10 @@ def test_an_edit_is_the_definition_with_that_edit_also_for_the_layers_that_read_
 def test_edits_in_two_layers_scans_and_of_what_is_replaced(written):
     folder, weights = written(PLAIN)
     lm, tokens_BL = load(folder, dtype="float64"), tokens(1, 9)
-    scales = {(1, "write", 3): 0.3, (2, "write", 4): 0.5, (2, "state", 5): 1.5, (3, "fused", 8): 0.7, (0, "state", 2): 0.2}
+    scales = {(1, "write", 3): 0.3, (2, "write", 4): 0.5, (2, "state", 5): 1.5, (3, "fused", 8): 0.7, (3, "dense", 8): 0.5,
+              (0, "state", 2): 0.2}
     edits = [Edit(Site(1, "write"), 3, Scale(0.3)), Edit(Site(2, "write"), 4, Scale(0.5)), StateEdit(2, 5, Scale(1.5)),
-             Edit(Site(3, "fused"), 8, Scale(0.7)), StateEdit(0, 2, Scale(0.2))]
+             Edit(Site(3, "fused"), 8, Scale(0.7)), Edit(Site(3, "dense"), 8, Scale(0.5)), StateEdit(0, 2, Scale(0.2))]
     with Trace(interventions=edits) as trace:
         got = lm(tokens_BL, trace=trace)[0]
     assert deviation(got[..., :V], truth(PLAIN, weights, tokens_BL, scales)) <= 1e-10
@@ -221,6 +226,14 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(name, tmp_path):
     assert torch.equal(again(tokens(2, 9))[0], lm(tokens(2, 9))[0])
     names = json.loads((tmp_path / "config.json").read_text())["ssm_cfg"]
     assert names["layer"] == "DenseMamba1" and names["dense_layers"] == lm.config.dense_layers
+
+
+def test_its_layer_is_known_by_name_and_a_rank_may_be_left_to_the_width():
+    of = {layer: models.fresh({**DENSE, "ssm_cfg": {"layer": layer}}, generator=stream(0, "x")).config.variant
+          for layer in ("Mamba1", "DenseMamba1")}
+    assert of == {"Mamba1": "mamba1", "DenseMamba1": "densemamba"}
+    config = {**DENSE, "ssm_cfg": {"layer": "DenseMamba1", "dense_rank": "auto"}}
+    assert models.fresh(config, generator=stream(0, "x")).config.dense_rank == 2
 
 
 def test_a_start_at_the_identity():
