@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mamba_mi.config import UserError
 from mamba_mi.interventions.knockout import Knockout
+from mamba_mi.models.experts import margins
 from mamba_mi.trace import BLIND, KNOCKOUT, NeverReached, Site, Trace
 
 Sets = Sequence[Sequence]  # each a set of interventions applied together; the empty set is the clean run
@@ -212,8 +213,7 @@ class _Jobs(Trace):
         clean_BL, *jobs = choice_BL.split(self.rows)
         self.choices[layer] += sum(choice_BL.numel() for choice_BL in jobs)
         self.flips[layer] += sum(int((choice_BL != clean_BL).sum()) for choice_BL in jobs)
-        first_BL, second_BL = p_BLE.topk(2, dim=-1).values.unbind(-1)
-        self.least_margin = min(self.least_margin, float((first_BL - second_BL).min()))
+        self.least_margin = min(self.least_margin, float(margins(p_BLE).min()))
 
     def _acting(self, site, block):
         return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]

@@ -176,7 +176,7 @@ class Block(Layer):
         """The taps for every token so far; a row's own where somebody watches."""
         before, site = 0 if past is None else past.u_BPC.shape[1], Site(self.layer, "filter")
         taps, most = before + u_BLC.shape[1], self.config.max_length
-        if taps > most:  # not every pass comes in through `LM.through`: the cone's do not
+        if taps > most:  # here, for every pass comes by: the cone's do not come in through `LM.through`
             raise UserError(f"{taps} tokens: filters of {most} (l_max) cannot go beyond; give shorter prompts")
         k_TD = self.filter_fn(taps)
         if not trace.wants(site):

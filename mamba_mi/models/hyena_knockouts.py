@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_mi.config import UserError
-from mamba_mi.models.knocking import Gone, gone
-from mamba_mi.models.prefix import smeared
+from mamba_mi.models.knocking import Gone, gone, refuse_gradients, starts
+from mamba_mi.models.prefix import conv_without, smeared
 from mamba_mi.trace import Site
 
 WORK = 1 << 22  # numbers of taps brought together at once
@@ -40,7 +39,7 @@ def knocked(block, trace, y_BLD, u_BLC, seen: Hidden, k_TD, past) -> tuple[Tenso
     for number, each in found:
         row_B = torch.arange(number * size, (number + 1) * size, device=y_BLD.device)
         without = _Without(block, trace, number, each, u_BLC[row_B], Hidden(*(x[row_B] for x in seen)),
-                           past and type(past)(*(x[row_B % len(x)] for x in past)))
+                           past and starts(past, row_B))
         y_B, x0_B = without.read(y_BLD[row_B], x0_BLD[row_B], k_TD if k_TD.ndim == 2 else k_TD[row_B])
         y_BLD = y_BLD.index_put((row_B,), y_B)
         x0_BLD = x0_BLD.index_put((row_B,), x0_B) if each.own else x0_BLD
@@ -98,21 +97,9 @@ class _Without:
         new_BPD = w_BPD.masked_fill(slots_BP[..., None], 0)
         again_X = smeared(tokens_BP | sides_BP, self.block.config.d_conv).any(0).nonzero()[:, 0]
         if len(again_X):
-            w_BXD = self._short_without(u_BPC, tokens_BP, sides_BP, again_X)
-            new_BPD = new_BPD.index_copy(1, again_X, w_BXD.masked_fill(slots_BP[:, again_X, None], 0))
+            _, x1_BXD, v_BXD = conv_without(self.block.short_filter, u_BPC, tokens_BP, sides_BP, again_X).chunk(3, dim=-1)
+            new_BPD = new_BPD.index_copy(1, again_X, (x1_BXD * v_BXD).masked_fill(slots_BP[:, again_X, None], 0))
         return w_BPD - new_BPD
-
-    def _short_without(self, u_BPC, tokens_BP, sides_BP, at_X) -> Tensor:
-        """x1 v at these slots: no tap reads a token taken out, and only its own slot's a `side` token."""
-        weight_KC = self.block.short_filter.weight[:, 0].T
-        K = len(weight_KC)
-        at_XK = at_X[:, None] + torch.arange(K, device=at_X.device)  # in the past padded by K - 1 in front
-        tokens_BXK, sides_BXK = (F.pad(mask, (K - 1, 0))[:, at_XK] for mask in (tokens_BP, sides_BP))
-        out_BXK = tokens_BXK | (sides_BXK & (torch.arange(K, device=at_X.device) < K - 1))
-        taps_BXKC = F.pad(u_BPC, (0, 0, K - 1, 0))[:, at_XK].masked_fill(out_BXK[..., None], 0)
-        c_BXC = (taps_BXKC * weight_KC).sum(dim=2) + self.block.short_filter.bias
-        _, x1_BXD, v_BXD = c_BXC.chunk(3, dim=-1)
-        return x1_BXD * v_BXD
 
 
 def _weighed(k_TD, at_Q, slot_X, lost_BXD) -> Tensor:
@@ -128,9 +115,5 @@ def _weighed(k_TD, at_Q, slot_X, lost_BXD) -> Tensor:
 
 
 def _refuse_two_gradients(block, trace, found) -> None:
-    if not any((each.tokens_BT | each.sides_BT).any() for each in found):
-        return
-    names = ["conv", "x1", "v", "x1v"] + ["x0"] * any(each.own for each in found)
-    if kept := [str(site) for site in trace.keep if site.layer == block.layer and site.name in names]:
-        raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {block.layer}: the value is made "
-                        "twice there, with and without the sources; keep in_proj, long_conv or another layer's site")
+    if any((each.tokens_BT | each.sides_BT).any() for each in found):
+        refuse_gradients(block, trace, ["conv", "x1", "v", "x1v"] + ["x0"] * any(each.own for each in found))

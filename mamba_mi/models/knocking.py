@@ -86,7 +86,7 @@ def _replaced(mixer, trace, here, again, watched, y_BLHP, u_BLC, selected, A_HN,
     if again:
         if trace.grad:
             _refuse_two_gradients(mixer, trace, removals)
-        past = past and type(past)(*(_starts(x, row_R.cpu()) for x in past))
+        past = past and starts(past, row_R)
         if watched and losses:
             gone_RHPN = lost_states(mixer, trace.before(mixer.layer, mixer.BEFORE), losses, len(row_R), A_HN)
             past = past._replace(h_BHPN=spread(past.h_BHPN, len(row_R)) - gone_RHPN)
@@ -158,9 +158,13 @@ def _is_watched(mixer, trace) -> bool:
     return any(trace.edits(Site(mixer.layer, name)) for name in mixer.SCANNED)
 
 
-def _starts(x: Tensor, row_R: Tensor) -> Tensor:
-    """The rows of a past for these rows of the batch; as they are where they fall in step (row r from r % len)."""
-    at_R = row_R % len(x)
+def starts(past, row_R: Tensor):
+    """The state these rows of the batch start from; as it is where they fall in step (row r from r % len)."""
+    return type(past)(*(_start(x, row_R) for x in past))
+
+
+def _start(x: Tensor, row_R: Tensor) -> Tensor:
+    at_R = row_R.cpu() % len(x)
     return x if torch.equal(at_R, torch.arange(len(at_R)) % len(x)) else x[at_R]
 
 
@@ -268,6 +272,11 @@ def _refuse_two_gradients(mixer, trace, removals) -> None:
     if any((removal.tokens_BL | removal.sides_BL).any() for removal in removals):
         names += ["conv", "B"] + ["C"] * any(removal.own for removal in removals)
         names += ["dt"] * hasattr(mixer, "dt_proj")  # made of the conv's output
-    if kept := [str(site) for site in trace.keep if site.layer == mixer.layer and site.name in names]:
-        raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {mixer.layer}: the value is made "
-                        "twice there, with and without the sources; keep in_proj, scan_out or another layer's site")
+    refuse_gradients(mixer, trace, names)
+
+
+def refuse_gradients(layer, trace, names: Sequence[str]) -> None:
+    """Raise where a gradient is asked for at a site whose value a knockout makes a second time."""
+    if kept := [str(site) for site in trace.keep if site.layer == layer.layer and site.name in names]:
+        raise UserError(f"gradient at {', '.join(sorted(kept))} under a knockout of layer {layer.layer}: the value is made "
+                        f"twice there, with and without the sources; keep in_proj, {layer.MIXED} or another layer's site")

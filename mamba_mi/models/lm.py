@@ -123,7 +123,6 @@ class LM(nn.Module):
         """
         last = self.config.n_layer if last is None else last
         offset, states = past.length if past else 0, []
-        self._check_length(offset + resid_BLD.shape[1])
         trace.join(offset, resid_BLD.shape[1])
         for i in range(first, last):
             resid_BLD, state = self.layers[i](resid_BLD, trace, past.of(i) if past else None, keep)
@@ -189,11 +188,6 @@ class LM(nn.Module):
         head = self.embedding if self.lm_head is None else self.lm_head
         x_BLD = deepcopy(self.norm_f).double()(resid_BLD[..., :self.config.d_model])
         return x_BLD @ head.weight[:self.config.vocab_size].double().T
-
-    def _check_length(self, length: int) -> None:
-        if self.config.max_length is not None and length > self.config.max_length:
-            raise UserError(f"{length} tokens: {self.name} has filters of {self.config.max_length} (l_max) and cannot go beyond; "
-                            "give shorter prompts")
 
     def _check(self, tokens_BL: Tensor) -> None:
         if tokens_BL.ndim != 2 or tokens_BL.numel() == 0:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 WORK = 1 << 20  # numbers of writes made into states at a time
 FEW = 2 * 4  # slots a loss: a token that is taken out of a conv four wide is gone from four slots, and four are written anew
@@ -110,13 +110,19 @@ def _terms(mixer, conv_BYC: Tensor, dt_BTH: Tensor, at_Y: Tensor) -> Terms:
 
 def _conv_without(mixer, u_BTC: Tensor, each: Loss) -> Tensor:
     """The conv at the slots written anew, BXC: no tap reads a token taken out, and only its own slot's a `side` token."""
-    weight_KC = mixer.conv1d.weight[:, 0].T
+    return F.silu(conv_without(mixer.conv1d, u_BTC, each.tokens_BT, each.sides_BT, each.anew_X))
+
+
+def conv_without(conv: nn.Conv1d, u_BTC: Tensor, tokens_BT: Tensor, sides_BT: Tensor, at_X: Tensor) -> Tensor:
+    """A causal depthwise conv at some slots of a prefix, BXC, without the tokens taken out; those of `sides` only by their
+    own slot's tap."""
+    weight_KC = conv.weight[:, 0].T
     width = len(weight_KC)
-    at_XK = each.anew_X[:, None] + torch.arange(width)  # in the prefix padded by width - 1 in front
-    tokens_BXK, sides_BXK = (F.pad(mask_BT, (width - 1, 0))[:, at_XK] for mask_BT in (each.tokens_BT, each.sides_BT))
-    gone_BXK = tokens_BXK | (sides_BXK & (torch.arange(width) < width - 1))
+    at_XK = at_X[:, None] + torch.arange(width, device=at_X.device)  # in the prefix padded by width - 1 in front
+    tokens_BXK, sides_BXK = (F.pad(mask_BT, (width - 1, 0))[:, at_XK] for mask_BT in (tokens_BT, sides_BT))
+    gone_BXK = tokens_BXK | (sides_BXK & (torch.arange(width, device=at_X.device) < width - 1))
     taps_BXKC = F.pad(u_BTC, (0, 0, width - 1, 0))[:, at_XK].masked_fill(gone_BXK[..., None].to(u_BTC.device), 0)
-    return F.silu((taps_BXKC * weight_KC).sum(dim=2) + mixer.conv1d.bias)
+    return (taps_BXKC * weight_KC).sum(dim=2) + conv.bias
 
 
 def _left(since_BXH, A_HN, kind) -> Tensor:
