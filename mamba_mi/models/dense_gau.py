@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from mamba_mi.config import UserError
+from mamba_mi.models.state_spaces import check_eps, check_sizes
 
 SIZES = {"hidden_size": "d_model", "num_hidden_layers": "n_layer", "vocab_size": "vocab_size", "query_key_dim": "query_key_dim",
          "num_attention_heads": "heads", "dense_block_layers": "dense_layers", "v_factor": "v_factor"}
@@ -33,20 +34,14 @@ def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, object]:
             raise UserError(f"{where}: {key}={raw[key]!r} is not built, only {built!r}")
     if absent := [key for key in SIZES if key not in raw]:
         raise UserError(f"{where}: a DenseGAU-RetNet needs {', '.join(absent)}, which it does not say")
-    sizes = {ours: _size(raw, key, where) for key, ours in SIZES.items()}
+    longest = raw.get("max_position_embeddings", 2048)
+    check_sizes({key: raw[key] for key in SIZES} | {"max_position_embeddings": longest}, where)
+    sizes = {ours: raw[key] for key, ours in SIZES.items()}
     _check_splits(sizes, where)
     eps = raw.get("rms_norm_eps", 1e-6)
-    if type(eps) not in (int, float) or not 0 < eps < 1:
-        raise UserError(f"{where}: rms_norm_eps={eps!r} is not a small positive number")
-    longest = _size({"max_position_embeddings": 2048} | dict(raw), "max_position_embeddings", where)
+    check_eps("rms_norm_eps", eps, where)
     scales = {f"{which}_select": _scale(raw, which, sizes["d_model"], where, weights) for which in "kv"}
     return retnet, retnet.Config(**sizes, **scales, padded_vocab=sizes["vocab_size"], eps=float(eps), max_positions=longest)
-
-
-def _size(raw, key, where) -> int:
-    if type(raw[key]) is not int or raw[key] < 1:
-        raise UserError(f"{where}: {key}={raw[key]!r} is not a size: it must be a whole number, at least 1")
-    return raw[key]
 
 
 def _check_splits(sizes, where) -> None:
@@ -59,7 +54,7 @@ def _check_splits(sizes, where) -> None:
 def _scale(raw, which: str, width: int, where: str, weights) -> int:
     """By how much the middle of the gate of keys or values is narrower than the stream."""
     if (key := f"{which}_select_scale") in raw:
-        scale = _size(raw, key, where)
+        check_sizes({key: (scale := raw[key])}, where)
         if width % scale:
             raise UserError(f"{where}: {key}={scale} does not divide hidden_size={width}")
         return scale

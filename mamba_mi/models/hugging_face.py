@@ -10,7 +10,7 @@ from types import ModuleType
 
 from mamba_mi.config import UserError
 from mamba_mi.models import mamba1, mamba2, state_spaces
-from mamba_mi.models.state_spaces import check_heads, check_sizes
+from mamba_mi.models.state_spaces import check_eps, check_flag, check_heads, check_sizes
 
 OURS = {"state_size": "d_state", "conv_kernel": "d_conv", "expand": "expand", "time_step_rank": "dt_rank",
         "head_dim": "headdim", "n_groups": "ngroups", "time_step_limit": "dt_limit"}
@@ -51,10 +51,8 @@ def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, object]:
         sizes["time_step_limit"] = _numbers(sizes["time_step_limit"])
     check_sizes(sizes, where)
     tied, eps = raw.get("tie_word_embeddings", TIED[kind]), raw.get("layer_norm_epsilon", 1e-5)
-    if not isinstance(tied, bool):
-        raise UserError(f"{where}: tie_word_embeddings={tied!r} is neither true nor false")
-    if type(eps) not in (int, float) or not 0 < eps < 1:
-        raise UserError(f"{where}: layer_norm_epsilon={eps!r} is not a small positive number")
+    check_flag("tie_word_embeddings", tied, where)
+    check_eps("layer_norm_epsilon", eps, where)
     _check_widths(raw, sizes, where)
     common = {"d_model": sizes["hidden_size"], "n_layer": sizes["num_hidden_layers"], "vocab_size": sizes["vocab_size"],
               "padded_vocab": sizes["vocab_size"], "tie_embeddings": tied, "eps": float(eps)}

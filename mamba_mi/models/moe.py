@@ -20,7 +20,7 @@ from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.models import mamba1
 from mamba_mi.models.experts import ACTIVATIONS, MLP, Experts, imbalance
 from mamba_mi.models.mixer import Layer, LayerNorm, RMSNorm
-from mamba_mi.models.state_spaces import check_sizes
+from mamba_mi.models.state_spaces import check_flag, check_sizes
 from mamba_mi.models.variants import Card
 from mamba_mi.trace import BLIND, Site
 
@@ -156,8 +156,7 @@ def parse(raw: Mapping, where: str, weights=None) -> tuple[ModuleType, Config]:
         raise UserError(f"{where}: no {', '.join(absent)}; a config with mamba_moe_layers needs {', '.join(SIZES.values())}")
     check_sizes({theirs: raw[theirs] for theirs in SIZES.values()} | {"dt_rank": raw.get("dt_rank", "auto")}, where)
     gated, pattern = raw.get("swiglu", False), _pattern(raw, where)
-    if not isinstance(gated, bool):
-        raise UserError(f"{where}: swiglu={gated!r} is neither true nor false")
+    check_flag("swiglu", gated, where)
     said = {"routing_mode": ("sinkhorn", ROUTING), "expert_activation": ("gelu", ACTIVATIONS)}
     routing, activation = (_one_of(raw, key, *how, where) for key, how in said.items())
     sizes = {ours: raw[theirs] for ours, theirs in SIZES.items()}

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from mamba_mi.config import UserError
-from mamba_mi.models.state_spaces import check_sizes
+from mamba_mi.models.state_spaces import check_flag, check_sizes
 from mamba_mi.models.weights import some
 
 FIRST = "backbone.layers.0.mixer.filter_fn."
@@ -37,8 +37,7 @@ def parse(raw: Mapping | None, where: str, weights: Callable[[], Mapping] | None
     """The variant's module and its Config, from the config where there is one, else from the tensors' shapes."""
     module = import_module("mamba_mi.models.hyena")
     sizes, more = _sized(weights(), where) if raw is None else _said(raw, where)
-    check_sizes(sizes, where)
-    rows = more.pop("rows", sizes["vocab_size"])
+    rows = more.pop("rows")
     return module, module.Config(**sizes, padded_vocab=rows, **more)
 
 
@@ -53,9 +52,11 @@ def _sized(tensors: Mapping[str, torch.Tensor], where: str) -> tuple[dict, dict]
         raise UserError(f"{where}: {some(wrong)} of shape {tuple(tensors[wrong[0]].shape)} is none of a Hyena's")
     rows, width = shape["embedding"]
     layers = {int(name.split(".")[2]) for name in tensors if name.startswith("backbone.layers.")}
-    return {"d_model": width, "n_layer": max(layers) + 1, "vocab_size": GPT2.get(rows, rows), "d_ff": shape["ff"][0],
+    sizes = {"d_model": width, "n_layer": max(layers) + 1, "vocab_size": GPT2.get(rows, rows), "d_ff": shape["ff"][0],
             "max_length": shape["z"][1], "emb_dim": shape["z"][2], "filter_order": shape["freq"][1],
-            "d_conv": shape["short"][2]}, {"rows": rows}
+            "d_conv": shape["short"][2]}
+    check_sizes(sizes, where)
+    return sizes, {"rows": rows}
 
 
 def _said(raw: Mapping, where: str) -> tuple[dict, dict]:
@@ -75,9 +76,8 @@ def _said(raw: Mapping, where: str) -> tuple[dict, dict]:
     if type(layer.get("w", 14)) not in (int, float):
         raise UserError(f"{where}: layer.w={layer['w']!r} is not a number")
     modulate, multiple = layer.get("modulate", False), raw.get("pad_vocab_size_multiple", 1)
-    if not isinstance(modulate, bool):
-        raise UserError(f"{where}: layer.modulate={modulate!r} is neither true nor false")
-    check_sizes({"vocab_size": sizes["vocab_size"], "pad_vocab_size_multiple": multiple}, where)
+    check_flag("layer.modulate", modulate, where)
+    check_sizes({"pad_vocab_size_multiple": multiple}, where)
     return sizes, {"rows": -(-sizes["vocab_size"] // multiple) * multiple, "modulate": modulate,
                    "frequency": float(layer.get("w", 14))}
 

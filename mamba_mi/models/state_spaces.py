@@ -45,8 +45,7 @@ def parse(raw: Mapping, where: str, weights=None, layers: Mapping[str, ModuleTyp
 def _sized(module, raw, ssm, where):
     sizes = {key: raw[key] for key in ("d_model", "n_layer", "vocab_size")}
     multiple, tied = raw.get("pad_vocab_size_multiple", 8), raw.get("tie_embeddings", True)
-    if not isinstance(tied, bool):
-        raise UserError(f"{where}: tie_embeddings={tied!r} is neither true nor false")
+    check_flag("tie_embeddings", tied, where)
     check_sizes(sizes | {"pad_vocab_size_multiple": multiple} | ssm, where)
     padded = -(-sizes["vocab_size"] // multiple) * multiple
     config = module.Config.of(sizes | {"padded_vocab": padded, "tie_embeddings": tied, "eps": EPS}, ssm)
@@ -62,6 +61,18 @@ def check_sizes(sizes: Mapping, where: str) -> None:
                 raise UserError(f"{where}: {key}={value!r} is not a range [low, high] with 0 <= low < high")
         elif not (key in RANKS and value == "auto") and (type(value) is not int or value < 1):
             raise UserError(f"{where}: {key}={value!r} is not a size: it must be a whole number, at least 1")
+
+
+def check_flag(key: str, value, where: str) -> None:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key}={value!r} is neither true nor false")
+
+
+def check_eps(key: str, value, where: str) -> None:
+    """A norm's epsilon."""
+    if type(value) not in (int, float) or not 0 < value < 1:
+        raise UserError(f"{where}: {key}={value!r} is not a small positive number")
 
 
 def check_heads(config, where: str) -> None:
