@@ -4,7 +4,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import Knock, deviation
+from oracles import deviation, knocks_of
 from oracles.checkpoints import with_ssm
 from oracles.densemamba import DENSE, run
 
@@ -41,20 +41,11 @@ def ids(batch, length=L):
     return tokens(batch, length, vocab=V)
 
 
-def positions(asked, row, length):
-    if isinstance(asked, torch.Tensor):
-        return frozenset(asked[row % len(asked)].nonzero()[:, 0].tolist())
-    if asked == "all":
-        return frozenset(range(length))
-    return frozenset(p % length for p in ((asked,) if isinstance(asked, int) else asked))
-
-
 def truth(lm, tokens_BL, knockouts, scales=None):
     weights = {their_name(n, lm.config): x.numpy() for n, x in lm.state_dict().items()}
     length = tokens_BL.shape[1]
-    return np.stack([run(CONFIG, weights, row, [
-        Knock(k.layers, positions(k.queries, r, length), positions(k.sources, r, length), k.conv, k.span, k.channels,
-              k.query_conv, k.dense) for k in knockouts], scales).logits[:, :V] for r, row in enumerate(tokens_BL.tolist())])
+    return np.stack([run(CONFIG, weights, row, knocks_of(knockouts, r, length), scales).logits[:, :V]
+                     for r, row in enumerate(tokens_BL.tolist())])
 
 
 def passed(lm, tokens_BL, *interventions):

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from oracles import Knock, deviation
+from oracles import deviation, knocks_of
 from oracles.hyena import SIZES, hyena, hyena_checkpoint
 
 from mamba_mi import Add, Edit, Knockout, Replace, Scale, Site, Trace, UserError, evaluate, load
@@ -32,19 +32,10 @@ def ids(rows, length=L, seed=0):
     return torch.randint(0, 45, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def positions(asked, row, length):
-    if isinstance(asked, torch.Tensor):
-        return frozenset(asked[row % len(asked)].nonzero()[:, 0].tolist())
-    if asked == "all":
-        return frozenset(range(length))
-    return frozenset(p % length for p in ((asked,) if isinstance(asked, int) else asked))
-
-
 def truth(tokens_BL, knockouts):
     rows, length = tokens_BL.shape
-    return np.stack([hyena(written()[0], tokens_BL[r].tolist(), knocks=[
-        Knock(k.layers, positions(k.queries, r, length), positions(k.sources, r, length), k.conv, k.span, k.channels, k.query_conv)
-        for k in knockouts]).logits for r in range(rows)])
+    return np.stack([hyena(written()[0], tokens_BL[r].tolist(), knocks=knocks_of(knockouts, r, length)).logits
+                     for r in range(rows)])
 
 
 def run(lm, tokens_BL, *interventions, **how):

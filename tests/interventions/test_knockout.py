@@ -4,7 +4,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import Knock, deviation, knocked
+from oracles import deviation, knocked, knocks_of
 
 from mamba_mi import Ablate, Add, Edit, Knockout, Replace, Scale, Site, StateEdit, Trace, UserError, evaluate
 from mamba_mi.config import stream
@@ -45,20 +45,11 @@ def published(lm):
                                                    "backbone.norm_f.weight": renamed["norm_f.weight"]}
 
 
-def positions(asked, row, length):
-    if isinstance(asked, torch.Tensor):
-        return frozenset(asked[row % len(asked)].nonzero()[:, 0].tolist())
-    if asked == "all":
-        return frozenset(range(length))
-    return frozenset(p % length for p in ((asked,) if isinstance(asked, int) else asked))
-
-
 def truth(lm, tokens_BL, knockouts, scales=None):
     """The oracle's logits, prompt by prompt."""
     rows, length = tokens_BL.shape
-    return np.stack([knocked(*published(lm), tokens_BL[r].tolist(), [
-        Knock(k.layers, positions(k.queries, r, length), positions(k.sources, r, length), k.conv, k.span, k.heads or k.channels,
-              k.query_conv) for k in knockouts], scales)[:, :V] for r in range(rows)])
+    return np.stack([knocked(*published(lm), tokens_BL[r].tolist(), knocks_of(knockouts, r, length), scales)[:, :V]
+                     for r in range(rows)])
 
 
 def run(lm, tokens_BL, *interventions):

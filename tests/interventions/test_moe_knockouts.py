@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from oracles import Knock, deviation
+from oracles import deviation, knocks_of
 from oracles.moe import MOE_CONFIGS, least_margin, moe, moe_checkpoint
 
 from mamba_mi import Add, Edit, Knockout, Replace, Scale, Site, StateEdit, Trace, UserError, load
@@ -40,10 +40,8 @@ def tokens(rows, length=L, seed=0):
 def truth(folders, name, tokens_BL, knockouts=()):
     """The oracle's logits, prompt by prompt; no prompt in which a token is near another expert."""
     length, out = tokens_BL.shape[1], []
-    for row in tokens_BL.tolist():
-        at = lambda asked: frozenset(p % length for p in ((asked,) if isinstance(asked, int) else asked))  # noqa: E731
-        knocks = [Knock(k.layers, at(k.queries), at(k.sources), k.conv, k.span, k.channels, k.query_conv) for k in knockouts]
-        out.append(moe(MOE_CONFIGS[name], folders[name][1], row, knocks=knocks))
+    for r, row in enumerate(tokens_BL.tolist()):
+        out.append(moe(MOE_CONFIGS[name], folders[name][1], row, knocks=knocks_of(knockouts, r, length)))
         assert least_margin(out[-1]) > 1e-8
     return np.stack([inner.logits for inner in out])
 

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from oracles import Knock, deviation, retnet
+from oracles import Knock, deviation, knocks_of, retnet
 from oracles.retnet import RETNET
 
 from mamba_mi import Add, Edit, Knockout, Replace, Scale, Site, Trace, UserError, evaluate, load
@@ -34,19 +34,10 @@ def ids(rows, length=L, seed=0):
     return torch.randint(0, 45, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-def positions(asked, row, length):
-    if isinstance(asked, torch.Tensor):
-        return frozenset(asked[row % len(asked)].nonzero()[:, 0].tolist())
-    if asked == "all":
-        return frozenset(range(length))
-    return frozenset(p % length for p in ((asked,) if isinstance(asked, int) else asked))
-
-
 def truth(tokens_BL, knockouts, **how):
     rows, length = tokens_BL.shape
-    return np.stack([retnet.inner(CONFIG, written()[0], tokens_BL[r].tolist(), [
-        Knock(k.layers, positions(k.queries, r, length), positions(k.sources, r, length), heads=k.heads)
-        for k in knockouts], **how).logits for r in range(rows)])
+    return np.stack([retnet.inner(CONFIG, written()[0], tokens_BL[r].tolist(), knocks_of(knockouts, r, length), **how).logits
+                     for r in range(rows)])
 
 
 def run(lm, tokens_BL, *interventions, **how):

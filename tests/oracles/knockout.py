@@ -26,6 +26,20 @@ class Knock(NamedTuple):
     dense: bool = False
 
 
+def knocks_of(knockouts: Sequence, row: int, length: int) -> list[Knock]:
+    """The product's knockouts as they are of one prompt of the batch: positions absolute, a mask's row its own."""
+    return [Knock(k.layers, _positions(k.queries, row, length), _positions(k.sources, row, length), k.conv, k.span,
+                  k.heads or k.channels, k.query_conv, k.dense) for k in knockouts]
+
+
+def _positions(asked, row: int, length: int) -> frozenset[int]:
+    if hasattr(asked, "nonzero"):
+        return frozenset(asked[row % len(asked)].nonzero()[:, 0].tolist())
+    if asked == "all":
+        return frozenset(range(length))
+    return frozenset(p % length for p in ((asked,) if isinstance(asked, int) else asked))
+
+
 class Made(NamedTuple):
     """What a layer's scan takes in."""
 
