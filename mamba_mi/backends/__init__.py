@@ -55,6 +55,11 @@ def get(name: str) -> ModuleType:
     return backend
 
 
+def available() -> tuple[str, ...]:
+    """The backends that can run on this machine."""
+    return tuple(name for name in names() if not import_module(f"{__name__}.{name}").missing())
+
+
 def choose(asked: str, device: str) -> Choice:
     """Resolve `auto`: chunked, the fastest plain-torch kernel, on every device."""
     if asked != "auto":

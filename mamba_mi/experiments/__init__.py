@@ -19,6 +19,8 @@ from mamba_mi.data import Batch, Dataset, Pair, batches
 from mamba_mi.interventions import Ledger
 from mamba_mi.report.words import Columns
 
+UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))  # of a row that is a level, tested against nothing
+
 
 @dataclass(frozen=True)
 class Setting:

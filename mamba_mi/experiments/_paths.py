@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mamba_mi.config import UserError
 from mamba_mi.data import Batch, batches
-from mamba_mi.experiments import Experiment, at_least
+from mamba_mi.experiments import UNTESTED, Experiment, at_least
 from mamba_mi.interventions.patches import watch
 from mamba_mi.measure import metrics
 from mamba_mi.measure.answers import METRICS, Answers, answers, reader
@@ -30,7 +30,6 @@ from mamba_mi.report.paths_words import ATTENTION, ORDINARY, caveats
 
 PATHS = (ORDINARY, ATTENTION)
 DEVIATION = "logit_deviation"  # the largest |logit difference| of the two paths at the answer's position
-UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))
 
 
 @dataclass(frozen=True)

@@ -102,19 +102,24 @@ class InfoFlow(Experiment):
             raise UserError(f"method.sources={list(self.sources)}: each once")
 
     @cached_property
-    def timescales(self) -> list[dict[str, tuple[int, ...]]]:
-        """A layer's slow, mid and fast heads (Mamba-1: channels), by the mean dt on the first prompts that are measured."""
-        return [thirds(horizon_H) for horizon_H in self._horizons]
+    def _layers(self) -> dict[int, dict[int, tuple[int, ...]]]:
+        """The layers of each window, by its size and its first layer."""
+        return {size: windows(size, self.lm.mixing) for size in self.windows}
 
     @cached_property
-    def _horizons(self) -> list[torch.Tensor]:
-        return horizons(self.lm, self.items[:self.knobs.reference], self.knobs.batch)
+    def timescales(self) -> dict[int, dict[str, tuple[int, ...]]]:
+        """A layer's slow, mid and fast heads (Mamba-1: channels), by the mean dt on the first prompts that are measured."""
+        return {layer: thirds(horizon_H) for layer, horizon_H in self._horizons.items()}
+
+    @cached_property
+    def _horizons(self) -> dict[int, torch.Tensor]:
+        return dict(zip(self.lm.mixing, horizons(self.lm, self.items[:self.knobs.reference], self.knobs.batch), strict=True))
 
     def artefacts(self):
         if set(self.knobs.timescales) == {ALL}:
             return {}
-        layers = [{"layer": layer, "horizon": horizon_H.tolist(), **parts}
-                  for layer, horizon_H, parts in zip(self.lm.mixing, self._horizons, self.timescales, strict=True)]
+        layers = [{"layer": layer, "horizon": horizon_H.tolist(), **self.timescales[layer]}
+                  for layer, horizon_H in self._horizons.items()]
         return {"timescales": {"prompts": min(self.knobs.reference, len(self.items)), "of": self.lm.config.mixes_by[0], "layers": layers}}
 
     def places(self, batch) -> dict[str, list[tuple[int, ...] | None]]:
@@ -133,18 +138,17 @@ class InfoFlow(Experiment):
         return [Cell(source, conv, span, timescale, start, size) for source in sources
                 for conv, span in distinct(policies(self.knobs, self.lm.config.d_conv))
                 for timescale in self.knobs.timescales
-                for size in self.windows for start in windows(size, self.lm.mixing)]
+                for size in self.windows for start in self._layers[size]]
 
     def knockouts(self, cell: Cell, queries: tuple[int, ...], sources) -> tuple[Knockout, ...]:
         """The cell's knockouts: one, or one a layer where it is of some heads, which differ by layer."""
-        layers = windows(cell.window_size, self.lm.mixing)[cell.window_start]
+        layers = self._layers[cell.window_size][cell.window_start]
         how = {"conv": cell.conv, "span": cell.span, "query_conv": self.knobs.query_conv and cell.conv != "scan",
                "dense": self.knobs.dense}
         if cell.timescale == ALL:
             return (Knockout(layers, queries, sources, **how),)
         parts, _ = self.lm.config.mixes_by
-        of = dict(zip(self.lm.mixing, self.timescales, strict=True))
-        return tuple(Knockout(layer, queries, sources, **how, **{parts: of[layer][cell.timescale]})
+        return tuple(Knockout(layer, queries, sources, **how, **{parts: self.timescales[layer][cell.timescale]})
                      for layer in layers)
 
     def queries(self, batch) -> tuple[int, ...]:

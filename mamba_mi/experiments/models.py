@@ -12,18 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from mamba_mi import backends, data, experiments, models
+from mamba_mi import backends, experiments, models
 from mamba_mi.config import UserError
 from mamba_mi.data import Batch, facts
-from mamba_mi.experiments import Experiment, Setting, at_least
+from mamba_mi.experiments import UNTESTED, Experiment, Setting, at_least
 from mamba_mi.measure.effects import effects
 from mamba_mi.models import variants
 from mamba_mi.report import models_words as words
+from mamba_mi.runs.precision import off_float64
 
 DEVIATION = "logit_deviation"  # the largest |float32 - float64| over the largest |float64|, of a prompt's logits
-UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,24 @@ class Models(Experiment):
             found.setdefault(lm.config.variant, lm)
         return found
 
+    @cached_property
+    def prompts(self) -> tuple:
+        """Those the deviation is measured on, of the vocabulary that the embedded models share."""
+        return facts.load(facts.Knobs(), self.lm.tokenizer, seed=self.setting.seed).prompts[:self.knobs.prompts]
+
     def batches(self, items) -> list[Batch]:
-        prompts = facts.load(facts.Knobs(), self.lm.tokenizer, seed=self.setting.seed).prompts[:self.knobs.prompts]
-        return data.batches(prompts, self.knobs.batch)
+        return super().batches(self.prompts)
 
     def clusters(self, items):
-        return {p.prompt_id: p.cluster for batch in self.batches(items) for p in batch.prompts}
+        return super().clusters(self.prompts)
 
     def cost(self, batch):
         jobs = 2 * len(self.models) * len(batch)
         return jobs, jobs * batch.length * self.lm.config.n_layer
 
-    @torch.no_grad()
     def step(self, batch) -> pa.Table:
         ids = [prompt.prompt_id for prompt in batch.prompts]
-        off = {variant: _deviation(lm, batch.tokens_BL) for variant, lm in self.models.items()}
+        off = {variant: _relative(lm, batch.tokens_BL) for variant, lm in self.models.items()}
         return pa.concat_tables([effects({
             "prompt_id": ids, "variant": [variant] * len(ids), "metric": [DEVIATION] * len(ids),
             "value": off_B, "baseline": np.zeros(len(ids))}) for variant, off_B in off.items()])
@@ -105,10 +107,9 @@ class Models(Experiment):
         return [("The variants", words.table(self.facts)), ("Their sites", words.sites(self.facts))]
 
 
-def _deviation(lm, tokens_BL) -> np.ndarray:
-    exact_BLV = lm.float64_logits(tokens_BL)
-    ours_BLV = lm(tokens_BL)[0][..., :exact_BLV.shape[-1]].double()
-    return ((ours_BLV - exact_BLV).abs().amax(dim=(1, 2)) / exact_BLV.abs().amax(dim=(1, 2))).cpu().numpy()
+def _relative(lm, tokens_BL) -> np.ndarray:
+    off_B, largest_B = off_float64(lm, tokens_BL)
+    return (off_B / largest_B).cpu().numpy()
 
 
 def _facts(variant: str, lm, setting: Setting) -> dict:
@@ -119,7 +120,7 @@ def _facts(variant: str, lm, setting: Setting) -> dict:
             "embedded": {"name": lm.name, "parameters": sum(x.numel() for x in lm.parameters()),
                          "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}},
             "options": {name: list(values) for name, values in variants.options(module).items()},
-            "sites": list(lm.sites.names), "backends": _backends(), "experiments": _that_run(lm, setting),
+            "sites": list(lm.sites.names), "backends": list(backends.available()), "experiments": _that_run(lm, setting),
             "numerics": variants.numerics()[variant], "real_weights": "never tried"}
 
 
@@ -137,12 +138,3 @@ def _that_run(lm, setting: Setting) -> list[str]:
         found.append(name)
     return found
 
-
-def _backends() -> list[str]:
-    found = []
-    for name in backends.names():
-        try:
-            found.append(backends.get(name).__name__.rpartition(".")[2])
-        except UserError:
-            continue
-    return found

@@ -4,11 +4,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mamba_mi.data.alignment import ALIGNED
-from mamba_mi.report.words import equals, layers, number, stands_out, too_few, without_ratio
+from mamba_mi.report.words import RELATIVE, equals, layers, number, stands_out, too_few, without_ratio
 from mamba_mi.report.words import metric as metric_name
 from mamba_mi.report.words import role as role_name
 
-RELATIVE = "relative_probability"
 BLOCKED = {"scan": "the slot", "both": "the token itself", "conv": "the way past the scan"}
 SLOTS, TOKENS = ("scan", "token"), ("both", "token")  # policies: conv and span
 FEWEST_WINDOWS = 4  # fewer say little about where

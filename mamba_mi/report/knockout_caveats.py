@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mamba_mi.report.knockout_words import ALL, CONTROLS, QUERIES, source, values
-from mamba_mi.report.words import span, too_few, without_ratio
+from mamba_mi.report.words import RELATIVE, span, too_few, without_ratio
 
 
 def setting(knobs, windows: Sequence[int], scaled: bool, lm) -> dict[str, str]:
@@ -50,7 +50,7 @@ def caveats(summary: Sequence[Mapping], knobs, prompts: Sequence, width: int | N
 def _few(summary) -> list[str]:
     """Sources that some prompts lack: their n is smaller, and their prompts are others."""
     n = {name: [row["n"] for row in summary if row["conditions"]["source"] == name and row["conditions"]["split"] == ALL
-                and row["metric"] == "relative_probability"] for name in values(summary, "source")}
+                and row["metric"] == RELATIVE] for name in values(summary, "source")}
     most = max((max(found) for found in n.values() if found), default=0)
     lacking = [f"{source(name)} (n = {span(found)})" for name, found in n.items() if found and max(found) < most]
     return [f"Not every one of the {most} prompts has {', '.join(lacking)}: curves with another n are of other prompts."] if lacking else []

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mamba_mi.report.words import NOTHING, equals, layers, number, stands_out
+from mamba_mi.report.words import NOTHING, RELATIVE, equals, layers, number, stands_out
 
-HEADLINE = "relative_probability"  # p in % of the clean p: its mean change is the field's change in %
 ALL = "all"
 QUERIES = {"last": "the last token", "relation": "the relation", "relation_without_last": "the relation without the last token",
            "subject": "the subject"}
@@ -30,7 +29,7 @@ def source(name: str) -> str:
     return f"the slot after {SOURCES.get(stem, stem)}" if later == "1" else f"{later} slots after {SOURCES.get(stem, stem)}"
 
 
-def pick(summary: Iterable[Mapping], metric: str = HEADLINE, **wanted) -> list[Mapping]:
+def pick(summary: Iterable[Mapping], metric: str = RELATIVE, **wanted) -> list[Mapping]:
     """The rows of a metric under these conditions that have an estimate."""
     return [row for row in summary if row["metric"] == metric and row["mean"] is not None
             and wanted.items() <= row["conditions"].items()]
@@ -119,7 +118,7 @@ def _points(row: Mapping) -> str:
     return f"{sign}{number(100 * row['mean'])} points"
 
 
-def _same(summary, row, metric: str = HEADLINE, **other) -> Mapping | None:
+def _same(summary, row, metric: str = RELATIVE, **other) -> Mapping | None:
     return next(iter(pick(summary, metric, **{**row["conditions"], **other})), None)
 
 

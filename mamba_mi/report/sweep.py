@@ -76,18 +76,18 @@ class Found:
 
 def write_sweep_report(folder: Path, found: Found) -> Path:
     """report.html and figures/ in the sweep's folder."""
-    record, pooled = found.record, found.pooled
+    record, pooled, models = found.record, found.pooled, _models(found)
     question = found.experiments[0].question if found.experiments else "No run of this sweep has a result yet."
     first = next((part.experiment.name for part in found.parts), record["experiment"])
     page = Page(
         title=f"Sweep · {first} · {_swept(record)}" if _swept(record) else f"Sweep · {first}",
         question=question,
         setting=_setting(found),
-        findings=[*families.differ(_models(found)), *found.findings] or [f"{say.counted(record['jobs'])}."],
+        findings=[*families.differ(models), *found.findings] or [f"{say.counted(record['jobs'])}."],
         table=found.table,
         figures=_figures(folder, found) if pooled.rows else [],
         caveats=_caveats(found),
-        listings=families.table(_models(found)),
+        listings=families.table(models),
         reproduce=record["command"],
         config_yaml=_first_config(pooled),
         manifest={key: value for key, value in record.items() if key != "jobs"},

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from mamba_mi.config import UserError
 from mamba_mi.report.figures import style
-from mamba_mi.report.knockout_words import ALL, HEADLINE, POLICIES, values
+from mamba_mi.report.knockout_words import ALL, POLICIES, values
 from mamba_mi.report.tables import RunTables
-from mamba_mi.report.words import span
+from mamba_mi.report.words import RELATIVE, span
 
 AXES = ("query", "source", "conv", "span", "timescale", "window_start", "window_size", "split")
 
@@ -35,7 +35,7 @@ LOOKS = {  # the field's: last orange dotted, subject green solid, relation purp
 SPANS = ("#98235f", "#1b7f4b", "#1c5a99", "#7a5c2e", "#2a9aa8")  # of a data set's own spans, in their order
 
 
-def read_curves(tables: RunTables, metric: str = HEADLINE) -> list[dict]:
+def read_curves(tables: RunTables, metric: str = RELATIVE) -> list[dict]:
     """The rows of a metric; one without the conditions of an information flow raises."""
     rows = tables.rows(metric)
     for row in rows:
