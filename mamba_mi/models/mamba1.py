@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
-from mamba_mi.models.variants import Card
+from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND
 
 
@@ -62,9 +62,10 @@ class Config:
 CARD = Card("Mamba-1, selective state spaces (Gu & Dao 2023); MiniPLM is one", "Apache-2.0",
             "state-spaces' or Hugging Face's: config.json, pytorch_model.bin or model.safetensors",
             "transformers' MambaForCausalLM; a token-by-token recurrence in numpy")
-PUBLISHED = {name: f"state-spaces/{name}" for name in (
-    "mamba-130m", "mamba-370m", "mamba-790m", "mamba-1.4b", "mamba-2.8b", "mamba-2.8b-slimpj")}
-PUBLISHED["miniplm-mamba-130m"] = "MiniLLM/MiniPLM-Mamba-130M"
+PUBLISHED = {name: Published(f"state-spaces/{name}", size) for name, size in {
+    "mamba-130m": 129_135_360, "mamba-370m": 371_516_416, "mamba-790m": 793_204_224, "mamba-1.4b": 1_372_178_432,
+    "mamba-2.8b": 2_768_345_600, "mamba-2.8b-slimpj": 2_768_345_600}.items()}
+PUBLISHED["miniplm-mamba-130m"] = Published("MiniLLM/MiniPLM-Mamba-130M", 140_458_752)
 SSM_KEYS = {"d_state", "d_conv", "expand", "dt_rank"}  # what a published ssm_cfg may override here
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
-from mamba_mi.models.variants import Card
+from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND
 
 
@@ -68,8 +68,9 @@ class Config:
 CARD = Card("Mamba-2, state space duality (Dao & Gu 2024)", "Apache-2.0 (-hf: MIT)",
             "state-spaces' or Hugging Face's: config.json, pytorch_model.bin or model.safetensors",
             "transformers' Mamba2ForCausalLM; a token-by-token recurrence in numpy")
-PUBLISHED = {name: f"state-spaces/{name}" for name in (
-    "mamba2-130m", "mamba2-370m", "mamba2-780m", "mamba2-1.3b", "mamba2-2.7b")}
+PUBLISHED = {name: Published(f"state-spaces/{name}", size) for name, size in {
+    "mamba2-130m": 128_989_632, "mamba2-370m": 368_346_624, "mamba2-780m": 780_161_280, "mamba2-1.3b": 1_343_757_312,
+    "mamba2-2.7b": 2_702_599_680}.items()}
 SSM_KEYS = {"d_state", "d_conv", "expand", "headdim", "ngroups", "dt_limit", "chunk_size"}
 
 

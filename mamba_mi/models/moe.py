@@ -21,7 +21,7 @@ from mamba_mi.models import mamba1
 from mamba_mi.models.experts import ACTIVATIONS, MLP, Experts, imbalance
 from mamba_mi.models.mixer import Layer, LayerNorm, RMSNorm
 from mamba_mi.models.state_spaces import check_flag, check_sizes
-from mamba_mi.models.variants import Card
+from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 
 
@@ -45,7 +45,8 @@ class Config(mamba1.Config):
 CARD = Card("Mamba-MoE: layers of Mamba-1 and of experts (BlackMamba, Anthony et al. 2024; MoE-Mamba, Pióro et al. 2024)",
             "Apache-2.0", "BlackMamba's: config.json, pytorch_model.bin holding {\"model\": tensors}",
             "a token-by-token recurrence in numpy, every expert run on every token")
-PUBLISHED = {"blackmamba-1.5b": "Zyphra/BlackMamba-1.5B", "blackmamba-2.8b": "Zyphra/BlackMamba-2.8B"}
+PUBLISHED = {"blackmamba-1.5b": Published("Zyphra/BlackMamba-1.5B", 1_458_462_072),
+             "blackmamba-2.8b": Published("Zyphra/BlackMamba-2.8B", 2_783_213_584)}
 OPTIONS = {"expert_activation": tuple(ACTIVATIONS)}
 FinalNorm = LayerNorm
 BALANCE = 0.01  # weight of the load-balancing loss in training (Switch, Fedus et al. 2022)

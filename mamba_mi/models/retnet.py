@@ -24,13 +24,14 @@ from mamba_mi.config import UserError
 from mamba_mi.models.dense_gau import parse, published_config, recognises, settle, their_name
 from mamba_mi.models.knocking import gone
 from mamba_mi.models.mixer import Layer, RMSNorm, kaiming
-from mamba_mi.models.variants import Card
+from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 
 __all__ = ["ABOUT", "PUBLISHED", "Block", "Config", "parse", "published_config", "recognises", "settle", "their_name"]
 CARD = Card("DenseGAU-RetNet, retention with dense keys and values (He et al. 2024; Sun et al. 2023)", "none shown",
             "DenseSSM's: config.json (model_type llama), pytorch_model.bin", "a token-by-token recurrence in numpy")
-PUBLISHED = {"densemamba-350m": "jamesHD2001/DenseMamba-350M", "densemamba-1.3b": "jamesHD2001/DenseMamba-1.3B"}
+PUBLISHED = {"densemamba-350m": Published("jamesHD2001/DenseMamba-350M", 373_277_184),
+             "densemamba-1.3b": Published("jamesHD2001/DenseMamba-1.3B", 1_387_783_680)}
 ABOUT = ("Published under the name DenseMamba, but it is DenseGAU-RetNet: retention, no selective scan, and so no dt, A, B or C. "
          "What is found in it is found of retention, not of state space models.")
 

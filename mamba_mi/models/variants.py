@@ -1,7 +1,7 @@
 """The variants there are: one module each, found by what it defines.
 
 A variant is a module with `Config`, `Block(config, layer, backend)` (a `mixer.Layer`), and
-    PUBLISHED     {name: hub id} of its public checkpoints
+    PUBLISHED     {name: Published} of its public checkpoints
     CARD          what experiment=models says of it
     FinalNorm     the norm before the head, if it is not RMSNorm
     OPTIONS       {name: values} that a checkpoint does not say and a user may (`model.modulate`), fields of its Config
@@ -30,7 +30,7 @@ def modules() -> dict[str, ModuleType]:
 
 def published() -> dict[str, str]:
     """The hub id of every published checkpoint that has a name here."""
-    return {name: repo for module in modules().values() for name, repo in module.PUBLISHED.items()}
+    return {name: each.repo for module in modules().values() for name, each in module.PUBLISHED.items()}
 
 
 def embedded() -> dict[str, Path]:
@@ -53,6 +53,13 @@ def about(config) -> str:
     """What a reader of results must know of this model; empty where its name says it all."""
     said = getattr(modules()[config.variant], "ABOUT", "")
     return said(config) if callable(said) else said
+
+
+class Published(NamedTuple):
+    """A public checkpoint: its hub id, and how many numbers its published sizes make (rows that pad the vocabulary count)."""
+
+    repo: str
+    parameters: int
 
 
 class Card(NamedTuple):

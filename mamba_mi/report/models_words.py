@@ -43,9 +43,14 @@ def _lines(columns: Columns) -> list[str]:
 
 def _row(each: Mapping) -> list[str]:
     embedded, recall, numerics = each["embedded"], each["embedded"]["recall"], each["numerics"]
-    ids = ", ".join(f"{name} ({repo})" for name, repo in each["checkpoints"].items()) or "nothing: no public checkpoint"
+    ids = ", ".join(f"{name} ({of['repo']}, {_count(of['parameters'])})" for name, of in each["checkpoints"].items())
     said = f"{each['variant']}: {each['what']}" + (f". {each['about']}" if each["about"] else "")
-    return [said, ids, each["licence"], each["format"], f"{embedded['name']}, {embedded['parameters']:,} parameters",
+    return [said, ids or "nothing: no public checkpoint", each["licence"], each["format"], f"{embedded['name']}, {embedded['parameters']:,} parameters",
             f"{recall['hit']:.3f} [{recall['ci_low']:.3f}, {recall['ci_high']:.3f}], n = {recall['n']}",
             ", ".join(each["experiments"]), each["oracle"], f"{numerics['float32']:.0e}", f"{numerics['float64']:.0e}",
             each["real_weights"]]
+
+
+def _count(parameters: int) -> str:
+    """`129M`, `1.37B`."""
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -62,9 +63,18 @@ class Found:
     def findings(self) -> list[str]:
         whole = all(job["status"] in ("done", "skipped") for job in self.record["jobs"])
         first = [] if whole else [f"{say.counted(self.record['jobs'])}: what follows rests on those that are."]
+        first += families.differ(self.models)
         if self.pooled.draws:
             return first + say.of_draws(self.pooled.rows, self.pooled.null, self.metric)
         return first + say.of_groups(self.parts, self.differences)
+
+    @cached_property
+    def models(self) -> dict[str, dict]:
+        """What the manifests say of each model; runs of before they said it are left out."""
+        jobs = [group.jobs[0] for group in self.pooled.groups]
+        told = [json.loads((Path(job["path"]) / "manifest.json").read_text(encoding="utf-8")).get("model") or {} for job in jobs]
+        named = [Path(job["path"]).parent.name for job in jobs]
+        return {name: model for name, model in zip(named, told, strict=True) if "mixed" in model}
 
     @property
     def table(self) -> list[dict]:
@@ -76,18 +86,18 @@ class Found:
 
 def write_sweep_report(folder: Path, found: Found) -> Path:
     """report.html and figures/ in the sweep's folder."""
-    record, pooled, models = found.record, found.pooled, _models(found)
+    record, pooled = found.record, found.pooled
     question = found.experiments[0].question if found.experiments else "No run of this sweep has a result yet."
     first = next((part.experiment.name for part in found.parts), record["experiment"])
     page = Page(
         title=f"Sweep · {first} · {_swept(record)}" if _swept(record) else f"Sweep · {first}",
         question=question,
         setting=_setting(found),
-        findings=[*families.differ(models), *found.findings] or [f"{say.counted(record['jobs'])}."],
+        findings=found.findings or [f"{say.counted(record['jobs'])}."],
         table=found.table,
         figures=_figures(folder, found) if pooled.rows else [],
         caveats=_caveats(found),
-        listings=families.table(models),
+        listings=families.table(found.models),
         reproduce=record["command"],
         config_yaml=_first_config(pooled),
         manifest={key: value for key, value in record.items() if key != "jobs"},
@@ -97,14 +107,6 @@ def write_sweep_report(folder: Path, found: Found) -> Path:
     path = folder / "report.html"
     path.write_text(render(page), encoding="utf-8")
     return path
-
-
-def _models(found: Found) -> dict[str, dict]:
-    """What the manifests say of each model of the sweep; runs of before they said it are left out."""
-    jobs = [group.jobs[0] for group in found.pooled.groups]
-    told = [json.loads((Path(job["path"]) / "manifest.json").read_text(encoding="utf-8")).get("model") or {} for job in jobs]
-    named = [Path(job["path"]).parent.name for job in jobs]
-    return {name: model for name, model in zip(named, told, strict=True) if "mixed" in model}
 
 
 def job_lines(folder: Path, found: Found) -> list[JobLine]:
@@ -208,14 +210,14 @@ def _caveats(found: Found) -> list[str]:
 
 def _noted(found: Found) -> list[str]:
     """What the statistics noted of headline cells: a missing interval, or a point, must not read as a narrow one."""
-    said = []
+    counted: dict[str, list[str]] = {}
     for part in found.parts:
         cells = {say.key_of(row) for row in part.headline}
         shown = [row for row in part.rows if say.key_of(row) in cells]
         of = f" of {part.label}" if part.label else ""
-        said += [f"In {count} of the {len(shown)} cells shown{of} the interval is missing, a point, or of fewer seeds: {why}."
-                 for why, count in Counter(row["note"] for row in shown if row["note"]).most_common()]
-    return said
+        for why, count in Counter(row["note"] for row in shown if row["note"]).most_common():
+            counted.setdefault(why, []).append(f"{count} of the {len(shown)} cells shown{of}")
+    return [f"In {'; '.join(where)} the interval is missing, a point, or of fewer seeds: {why}." for why, where in counted.items()]
 
 
 def _first_config(pooled) -> str:

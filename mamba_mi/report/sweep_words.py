@@ -8,6 +8,7 @@ from mamba_mi.config import FITTED
 from mamba_mi.report.words import ALPHA, NAMES, NOTHING, equals, number, share
 
 SHOWN = 4  # draws are told of the largest so many observed effects
+SIDE_BY_SIDE = 3  # groups of which all is told: of more, each run's first sentence
 JUDGED = ("conditions", "metric", "n", "mean", "ci_low", "ci_high")  # and the control's p-values
 STATUSES = {"done": "done", "skipped": "done before", "failed": "failed", "interrupted": "interrupted",
             "running": "running", "planned": "not started"}
@@ -58,11 +59,12 @@ def counted(jobs: Sequence[Mapping]) -> str:
 
 
 def of_groups(parts: Sequence[Part], differences: Sequence[dict]) -> list[str]:
-    """The difference of two groups first, then each group by what its experiment says of its rows."""
+    """The difference of two groups first, then each group by what its experiment says of its rows: of many groups the first."""
     said = _of_difference(*parts, differences) if len(parts) == 2 and differences else []
+    most = 1 if len(parts) > SIDE_BY_SIDE else None
     for each in parts:
-        said += [f"{each.label}: {sentence}" if each.label else sentence for sentence in each.experiment.findings(each.rows)]
-    return said
+        said += [f"{each.label}: {sentence}" if each.label else sentence for sentence in each.experiment.findings(each.rows)[:most]]
+    return said + (["What else each run found stands in its own report, linked below."] if most else [])
 
 
 def _of_difference(one: Part, other: Part, differences: Sequence[dict]) -> list[str]:

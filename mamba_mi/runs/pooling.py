@@ -98,9 +98,11 @@ def _over_seeds(jobs: Sequence[Mapping], normalised: Mapping[str, str], family: 
     stacks, rows = [], []
     for group in groups:
         runs, conditions = _measured(group, notes, in_groups)
+        layers = _layers(group)
         normal = {metric: name for metric, name in normalised.items() if any(name in job_metrics for _, job_metrics in runs)}
         stacks.append((stack([run for run, _ in runs], conditions, normalised=normal, family=family), conditions))
-        rows += [_named(row, group) for row in estimate(*stacks[-1], resamples=_resamples(jobs))]
+        rows += [_named(row | layers.get(tuple(row["conditions"].items()), {}), group)
+                 for row in estimate(*stacks[-1], resamples=_resamples(jobs))]
     differences = []
     if len(groups) == 2:
         (one, conditions), (other, others) = stacks
@@ -136,6 +138,12 @@ def _measured(group: Group, notes: list[str], in_groups) -> tuple[list[tuple[Mea
         runs.append((Measured(config["seed"], effects, {i: clusters.get(i, i) for i in ids},
                               config["method"].get("tau") or 0.0), {row["metric"] for row in summary}))
     return runs, conditions
+
+
+def _layers(group: Group) -> dict[tuple, dict]:
+    """The layers of each window, where the first run's summary spells them out for others lie between, by its conditions."""
+    summary = read_json(Path(group.jobs[0]["path"]) / "summary.json")
+    return {tuple(row["conditions"].items()): {"layers": row["layers"]} for row in summary if "layers" in row}
 
 
 def _resamples(jobs: Sequence[Mapping]) -> int:

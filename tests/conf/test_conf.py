@@ -116,6 +116,15 @@ def test_a_models_sizes_agree_with_each_other_and_with_its_name(compose, model):
         assert parameters(cfg) == pytest.approx(named(model), rel=0.05)
 
 
+@pytest.mark.parametrize("model", [*models.HUB])
+def test_the_count_of_a_published_model_is_that_of_its_sizes(compose, model):
+    cfg = compose(f"model={model}").model
+    published = variants.modules()[cfg.variant].PUBLISHED[model]
+    assert published.repo == cfg.hub and published.parameters == built(cfg)
+    if cfg.variant in ("mamba1", "mamba2"):
+        assert published.parameters == parameters(cfg) + (padded(cfg) - cfg.sizes.vocab_size) * cfg.sizes.d_model
+
+
 def test_every_model_has_its_file_and_every_backend_too():
     assert set(options("model")) == {*models.HUB, *models.EMBEDDED, *models.RECIPES}
     assert set(options("backend")) == {"auto", *backends.names()}
@@ -137,6 +146,21 @@ def parameters(cfg) -> int:
         mixer = ((s.d_inner + conv + s.n_heads) * s.d_model + conv * (s.d_conv + 1) + 3 * s.n_heads + s.d_inner
                  + s.d_model * s.d_inner)
     return s.vocab_size * s.d_model + s.n_layer * (mixer + s.d_model) + s.d_model
+
+
+def built(cfg) -> int:
+    """Counted from an empty model of the file's sizes."""
+    said = OmegaConf.to_container(cfg.sizes) | {"padded_vocab": padded(cfg)}
+    said |= {"l_max": None, "max_length": said.get("l_max"), "pattern": said.get("pattern", "").split() * (said["n_layer"] // 2)}
+    said |= {"d_ff": said.get("d_ff", said.get("d_inner"))}
+    module = variants.modules()[cfg.variant]
+    sizes = {name: said[name] for name in module.Config.__dataclass_fields__ if said.get(name)}
+    return sum(x.numel() for x in models._empty(module, module.Config(**sizes), "chunked", "cpu", cfg.name, None).parameters())
+
+
+def padded(cfg) -> int:
+    multiple = {"mamba1": 8, "mamba2": 16, "hyena": 8}.get(cfg.variant, 1)
+    return -(-cfg.sizes.vocab_size // multiple) * multiple
 
 
 def named(model: str) -> float:

@@ -83,6 +83,16 @@ def test_the_difference_is_in_the_table_and_in_two_figures(two):
     assert len(Links(page(two)).sources) == 2 and all(s.startswith("data:image/png") for s in Links(page(two)).sources)
 
 
+def test_of_many_groups_each_has_one_sentence_and_one_caveat_names_them_all(tmp_path):
+    names = ("tiny", "one", "two", "three")
+    runs = [({"model": name}, settings(0, name, logs=str(tmp_path / "logs")), columns(0)) for name in names]
+    said = text(sweep_of(tmp_path, runs))
+    result = said.split("Result")[1].split("Table")[0]
+    assert all(result.count(f"{name}: Restoring") == 1 for name in names)
+    assert "What else each run found stands in its own report" in result
+    assert said.count("the interval is missing, a point") <= 1
+
+
 def test_every_job_is_listed_with_its_end_and_linked_to_its_report(two):
     said, links = text(two), Links(page(two)).found
     assert "5 of 6 runs are done; 1 failed" in said and "&lt;b&gt;no such folder&lt;/b&gt;" in said

@@ -8,6 +8,7 @@ from synthetic_runs import NORMALISED, columns, drawing, settings, write_drawn, 
 
 from mamba_mi.config import UserError
 from mamba_mi.runs import identity
+from mamba_mi.runs.files import read_json, write_json
 from mamba_mi.runs.pooling import _depths, grouped, pool
 
 FAMILY = {"normalised": NORMALISED, "family": ("direction",)}
@@ -42,6 +43,15 @@ def test_rows_name_their_group_and_two_groups_have_differences(two_models):
     assert {row["conditions"]["model"] for row in pooled.rows} == {"tiny", "tiny-mamba1"}
     assert {row["conditions"]["model"] for row in pooled.differences} == {"tiny − tiny-mamba1"}
     assert {row["n_seeds"] for row in pooled.rows} == {3}
+
+
+def test_the_layers_of_a_window_that_a_run_spells_out_are_kept(two_models):
+    for job_ in two_models[:3]:
+        rows = read_json(Path(job_["path"]) / "summary.json")
+        write_json(Path(job_["path"]) / "summary.json", [row | {"layers": [0, 2, row["conditions"]["layer"]]} for row in rows])
+    for row in pool(two_models, **FAMILY).rows:
+        spelled = row["conditions"]["model"] == "tiny"
+        assert row.get("layers") == ([0, 2, row["conditions"]["layer"]] if spelled else None)
 
 
 def test_a_failed_job_is_left_out_and_its_seed_missing(two_models):
