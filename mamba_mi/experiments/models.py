@@ -22,7 +22,7 @@ from mamba_mi.models import variants
 from mamba_mi.report import models_words as words
 from mamba_mi.runs.precision import off_float64
 
-DEVIATION = "logit_deviation"  # the largest |float32 - float64| over the largest |float64|, of a prompt's logits
+DEVIATION = "relative_logit_deviation"  # the largest |float32 - float64| over the largest |float64|, of a prompt's logits
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from mamba_mi.report.words import RELATIVE, span, too_few, without_ratio
 
 def setting(knobs, windows: Sequence[int], scaled: bool, lm) -> dict[str, str]:
     """What decides the result beside model, data and seed."""
-    depth, sizes = len(lm.mixing), " and ".join(map(str, windows)) + " layers"
+    depth, sizes = len(lm.mixing), " and ".join(map(str, windows)) + (" layer" if list(windows) == [1] else " layers")
     if depth < lm.config.n_layer:
         sizes += f" of the {depth} that mix tokens ({', '.join(map(str, lm.mixing))})"
     if scaled:

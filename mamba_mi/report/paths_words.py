@@ -11,6 +11,8 @@ SHOWN = 20  # mismatches in the report; all are in artifacts/mismatches.json
 LEVELS = ("conditions", "metric", "n", "n_clusters", "mean", "ci_low", "ci_high", "hits", "wilson_low", "wilson_high")
 DIFFERENCES = ("conditions", "metric", "n", "mean", "ci_low", "ci_high", "sd", "largest", "over_tolerance")
 ORDER = ("hit", "probability", "max_probability", "false_probability", "target_logprob", "logit_deviation")
+SAME_BITS = ("Both paths gave the same bits on every prompt: they ran the same arithmetic (retention makes its matrix on both, and for "
+             "short prompts in one piece), and that they agree says nothing. backend=reference goes token by token.")
 ASSERTED = {"probability": "the answer's probability", "max_probability": "the largest probability"}
 
 
@@ -101,7 +103,13 @@ def caveats(summary: Sequence[Mapping]) -> list[str]:
             "Both paths share everything but the scan: that they agree says the matrix is the scan, not that either is the "
             "published model. The deviation from a float64 reference above is of the ordinary path."]
     n = max((row["n"] for row in summary), default=0)
-    return too_few(n) + told
+    return too_few(n) + ([SAME_BITS] if _same_bits(summary) else []) + told
+
+
+def _same_bits(summary: Sequence[Mapping]) -> bool:
+    """Whether no prompt had any other number on the attention path."""
+    apart = [row for row in summary if row["conditions"]["path"] == "attention"]
+    return bool(apart) and all(row["mean"] == row["ci_low"] == row["ci_high"] == 0 for row in apart)
 
 
 def _estimate(row: Mapping) -> str:

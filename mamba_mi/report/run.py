@@ -47,10 +47,15 @@ def _setting(tables: RunTables) -> dict[str, str]:
         "is a": _kind(manifest.get("model") or {}),
         "data": dataset["name"] + (f" ({dataset['path']})" if dataset.get("path") else ""),
         "arithmetic": f"{manifest.get('dtype', config['dtype'])}, backend {backend.get('used', '?')} on "
-                      f"{manifest.get('device', '?')}, {manifest.get('threads', '?')} threads",
+                      f"{manifest.get('device', '?')}, {_threads(manifest)}",
         "seed": str(config["seed"]),
         "run": manifest.get("run_id", ""),
     }
+
+
+def _threads(manifest: dict) -> str:
+    threads = manifest.get("threads", "?")
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def _kind(model: dict) -> str:

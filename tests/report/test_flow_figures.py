@@ -38,6 +38,15 @@ def test_the_fields_figure_is_the_published_policy_in_the_fields_colours(run):
     assert levels == [0, 100]
 
 
+def test_few_windows_have_a_tick_at_each_start_and_at_no_layer_between(run):
+    rows = [row | {"conditions": row["conditions"] | {"window_start": 2 * row["conditions"]["window_start"]}} for row in flow_summary()]
+    figure, _ = draw("info_flow", run(rows)[1])
+    for axes in panels(figure).values():
+        starts = {float(x) for line in axes.lines if len(line.get_xdata()) > 2 for x in line.get_xdata()}
+        if starts:
+            assert sorted(starts) == [x for x in axes.get_xticks() if min(starts) <= x <= max(starts)]
+
+
 def test_the_hit_rate_starts_from_the_clean_runs(run):
     from dataclasses import replace
 

@@ -30,6 +30,13 @@ def test_levels_name_both_accuracies_with_wilson_and_where_the_hits_are():
     assert "its probability 0.09 [0.08, 0.10]" in means and "log-probability −6.10 [−6.30, −5.90]" in means
 
 
+def test_paths_that_give_the_same_bits_are_said_to_say_nothing():
+    same = [row("ordinary", "hit", 0.9, 0.8, 1.0), row("attention", "hit", 0, 0, 0), row("attention", "probability", 0, 0, 0)]
+    assert say.SAME_BITS in say.caveats(same)
+    assert say.SAME_BITS not in say.caveats([*same[:-1], row("attention", "probability", 0, 0, 1e-9)])
+    assert say.SAME_BITS not in say.caveats(same[:1])
+
+
 def test_differences_are_written_however_small_they_are():
     probability, choice, logits = say.differences(SUMMARY)
     for text in ("mean −2.4e−08 [−5.1e−08, 1.0e−09]", "from −3.0e−05 to 0.004", "0 differ by more than 0.1",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from mamba_mi.config import UserError
 from mamba_mi.report.figures import style
@@ -14,6 +14,7 @@ from mamba_mi.report.knockout_words import ALL, POLICIES, values
 from mamba_mi.report.tables import RunTables
 from mamba_mi.report.words import RELATIVE, span
 
+FEW = 8  # window starts that all have a tick
 AXES = ("query", "source", "conv", "span", "timescale", "window_start", "window_size", "split")
 
 
@@ -90,7 +91,8 @@ def dress(axes: Axes, rows: Sequence[Mapping], level: float) -> None:
     axes.axhline(level, color=style.FAINT, linewidth=0.9, zorder=0)
     margin = max(0.15, 0.02 * len(starts))
     axes.set_xlim(min(starts) - margin, max(starts) + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 4, 5, 8, 10]))
+    every = MaxNLocator(integer=True, nbins=8, steps=[1, 2, 4, 5, 8, 10])
+    axes.xaxis.set_major_locator(FixedLocator(starts) if len(starts) <= FEW else every)  # where some layers mix no tokens: at those that do
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
 
 
