@@ -1,0 +1,35 @@
+"""A question is the same after it was written down, and a prompt is its text, its answer and where they stand."""
+import json
+
+from mamba_mi.data.questions import Question, asked, of_record, prompts
+
+FOUND = Question("q-1", "Where does Zoë Müller live?", "Danish", ("the Danish",), "Zoë Müller is German. The guitar is in.", "squad",
+                 1, 1, ("Zoë Müller is German.",), "Simple Recall", "one fact", "Zoë")
+
+
+def test_a_question_with_facts_is_asked_before_and_after_them():
+    assert FOUND.prompt == ("Question: Where does Zoë Müller live?\nFacts: Zoë Müller is German. The guitar is in.\n"
+                            "Question: Where does Zoë Müller live?\nAnswer:")
+    assert asked("Who?") == "Question: Who?\nAnswer:"
+
+
+def test_a_record_is_the_question_again():
+    assert of_record(json.loads(json.dumps(FOUND.record()))) == FOUND
+    assert of_record(FOUND.record() | {"is_original": True}) == FOUND
+
+
+def test_a_prompt_says_where_the_facts_and_the_last_question_are(tokenizer):
+    [prompt], dropped = prompts([FOUND], tokenizer)
+    assert not dropped and prompt.target == " Danish" and prompt.source == FOUND.record() and prompt.cluster == "Zoë"
+    said = {name: tokenizer.decode(prompt.token_ids[a:b]).strip() for name, (a, b) in prompt.spans.items()}
+    assert said == {"facts": FOUND.context, "question": FOUND.question}
+    assert prompt.spans["question"][0] > prompt.spans["facts"][1]
+    assert [*prompt.token_ids, *prompt.target_ids] == tokenizer(FOUND.prompt + " Danish")["input_ids"]
+
+
+def test_too_long_a_prompt_is_dropped_with_its_reason(tokenizer):
+    length = len(prompts([FOUND], tokenizer)[0][0].token_ids)
+    assert prompts([FOUND], tokenizer, longest=length)[1] == []
+    [why] = prompts([FOUND], tokenizer, longest=length - 1)[1]
+    assert why.why == f"the prompt is longer than {length - 1} tokens" and why.prompt_id == "q-1"
+    assert len(prompts([FOUND], tokenizer, bos=True, longest=length)[1]) == 1
