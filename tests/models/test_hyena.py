@@ -118,6 +118,16 @@ def test_a_prompt_split_anywhere_goes_on_as_if_whole(written, kernel):
 
 
 @pytest.mark.parametrize("kernel", BACKENDS)
+def test_a_short_conv_of_one_tap_brings_nothing_from_the_past(tmp_path, kernel):
+    weights, tokens_BL = hyena_checkpoint(tmp_path, SIZES["hyena"]._replace(K=1)), draw(2, 12)
+    lm = load(tmp_path, backend=kernel, dtype="float64")
+    truth = np.stack([hyena(weights, row).logits for row in tokens_BL.tolist()])
+    for cut in (1, 5):
+        first, past = lm(tokens_BL[:, :cut])
+        assert deviation(torch.cat([first, lm(tokens_BL[:, cut:], past=past)[0]], 1), truth) <= 1e-10
+
+
+@pytest.mark.parametrize("kernel", BACKENDS)
 def test_the_matrix_is_what_the_long_convolution_does(written, kernel):
     lm, tokens_BL = load(written()[0], backend=kernel, dtype="float64"), draw(2, 9)
     layer = lm.layers[1]
