@@ -171,6 +171,36 @@ def test_gradients_reach_every_trained_parameter():
     assert {name.rsplit(".", 1)[1] for name, x in lm.named_parameters() if not x.requires_grad} == {"z", "t", "deltas"}
 
 
+def test_a_fresh_filter_is_the_published_one():
+    """safari's PositionalEmbedding and ExponentialModulation: exp(-i f w) of waves f = 1e-4 … bands - 1, decays of 1.5 and 0.3."""
+    D, L, bands = 6, 10, 3
+    raw = {"d_model": D, "n_layer": 2, "d_inner": 8, "vocab_size": 45,
+           "layer": {"_name_": "hyena", "emb_dim": 2 * bands + 1, "filter_order": 4, "short_filter_order": 3, "l_max": L, "w": 11}}
+    lm = models.fresh(raw, generator=torch.Generator().manual_seed(0))
+    fn = lm.layers[0].filter_fn
+    f, w = np.linspace(1e-4, bands - 1, bands), 2 * np.pi * np.arange(L) / L
+    waves = np.exp(-1j * f * w[:, None])
+    t = np.arange(L)[:, None] / (L - 1)
+    assert np.allclose(fn.z[0], np.concatenate([t, waves.real, waves.imag], axis=1), atol=1e-6)
+    assert np.allclose(fn.t[0], t) and np.allclose(fn.deltas[0, 0], np.linspace(np.log(0.01) / 1.5, np.log(0.01) / 0.3, D))
+    assert (fn.freq == 11).all() and models.fresh(CONFIG, generator=torch.Generator()).layers[1].filter_fn.freq.unique() == 14
+
+
+def test_a_fresh_models_weights_are_within_one_over_the_root_of_what_they_read():
+    """What is added to the stream is smaller by the root of how often something is added: twice a layer."""
+    lm = models.fresh(CONFIG | {"d_model": 32, "d_inner": 64, "n_layer": 3}, generator=torch.Generator().manual_seed(0))
+    for layer in lm.layers:
+        fn, D, K = layer.filter_fn, 32, 3
+        for linear, reads, times in ((layer.in_proj, D, 1), (layer.out_proj, D, 6), (layer.short_filter, K, 1), (layer.fc1, D, 1),
+                                     (layer.fc2, 64, 6), (fn.inner[0], 5, 1), (fn.inner[2], 8, 1), (fn.outer, 8, 1)):
+            most = (reads * times) ** -0.5
+            assert 0.9 * most < linear.weight.abs().max() <= most
+            assert linear.bias is None or 0 < linear.bias.abs().max() <= reads ** -0.5
+        for norm in (layer.norm1, layer.norm2):
+            assert (norm.weight == 1).all() and (norm.bias == 0).all()
+        assert 0.5 < fn.bias.std() < 1.5  # of a normal distribution
+
+
 def test_gpt2s_rows_stand_for_its_tokens(tmp_path):
     hyena_checkpoint(tmp_path, Sizes(D=4, layers=1, rows=50264, F=4, l_max=8, features=3, O=4))
     lm = load(tmp_path)
