@@ -44,6 +44,7 @@ def test_what_a_user_may_say_of_a_checkpoint_is_in_the_table_and_that_no_publish
     assert rows["densemamba"]["checkpoints"] == {} and "no checkpoint of it is public" in rows["densemamba"]["about"]
     assert rows["densemamba"]["what"].endswith("a reconstruction")
     assert rows["retnet"]["about"].startswith("Published under the name DenseMamba, but it is DenseGAU-RetNet: retention, no selective scan")
+    assert rows["mamba1"]["about"] == rows["mamba2"]["about"] == ""  # their names say it all
     assert rows["retnet"]["about"].endswith("What is found in it is found of retention, not of state space models.")
 
 
