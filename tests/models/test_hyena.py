@@ -222,11 +222,14 @@ def spoil(folder, change):
     torch.save(weights, path)
 
 
-FREQ = "backbone.layers.1.mixer.filter_fn.implicit_filter.3.freq"
+FREQ, LAST_FREQ = (f"backbone.layers.{at}.freq" for at in ("1.mixer.filter_fn.implicit_filter.3", "0.mixer.filter_fn.implicit_filter.5"))
+Z = "backbone.layers.0.mixer.filter_fn.pos_emb.z"
 
 
 @pytest.mark.parametrize("change, message", [
     (lambda w: w.update({FREQ: w[FREQ] + 1}), "share their frequencies"),
+    (lambda w: w.update({LAST_FREQ: w[LAST_FREQ] + 1}), "share their frequencies"),
+    (lambda w: w.update({Z: w[Z][:, :0]}), "max_length=0 is not a size"),
     (lambda w: w.pop("backbone.layers.1.mixer.out_proj.bias"), "missing backbone.layers.1.mixer.out_proj.bias"),
     (lambda w: w.update(extra=torch.zeros(1)), "unexpected extra"),
     (lambda w: w.pop("backbone.layers.0.mlp.fc1.weight"), "missing backbone.layers.0.mlp.fc1.weight, which say how large"),
@@ -240,6 +243,24 @@ def test_a_spoilt_checkpoint_is_one_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "layers.0.mlp.fc1.weight", "layers.0.mixer.short_filter.weight",
+                                  "layers.0.mixer.filter_fn.pos_emb.z", "layers.0.mixer.filter_fn.implicit_filter.1.freq"])
+@pytest.mark.parametrize("reshape", [lambda x: x[0], lambda x: x[None]], ids=["less", "more"])
+def test_a_tensor_that_says_a_size_and_has_another_rank_is_named(tmp_path, name, reshape):
+    hyena_checkpoint(tmp_path, SIZES["hyena"])
+    spoil(tmp_path, lambda w: w.update({f"backbone.{name}": reshape(w[f"backbone.{name}"])}))
+    with pytest.raises(UserError, match=rf"{name} of shape \(.*\) is none of a Hyena's") as e:
+        load(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_layer_that_is_not_there_is_missing_not_one_layer_fewer(tmp_path):
+    hyena_checkpoint(tmp_path, SIZES["hyena-sizes"])
+    spoil(tmp_path, lambda w: [w.pop(key) for key in list(w) if key.startswith("backbone.layers.1.")])
+    with pytest.raises(UserError, match=r"a hyena of 3 layers: missing backbone\.layers\.1\..*; unexpected none"):
+        load(tmp_path)
 
 
 def test_several_files_and_a_truncated_one_are_one_line(tmp_path):
@@ -290,6 +311,10 @@ CONFIG = {"d_model": 16, "n_layer": 2, "d_inner": 32, "vocab_size": 45,
     ({"layer": {"emb_dim": 4}}, "layer.emb_dim=4 must be odd"), ({"layer": {"emb_dim": 1}}, "layer.emb_dim=1 must be odd"),
     ({"layer": {"w": "ten"}}, "layer.w='ten' is not a number"), ({"layer": {"shift": 0.05}}, "layer.shift=0.05 is not built"),
     ({"layer": {"num_inner_mlps": 4}}, "layer.num_inner_mlps=4 is not built"), ({"layer": {"order": 3}}, "layer.order=3 is not built"),
+    ({"layer": {"normalized": True}}, "layer.normalized=True is not built"), ({"layer": {"w": True}}, "layer.w=True is not a number"),
+    ({"layer": {"bidirectional": True}}, "layer.bidirectional=True is not built"),
+    ({"layer": {"modulate": "yes"}}, "layer.modulate='yes' is neither true nor false"),
+    ({"pad_vocab_size_multiple": 0}, "pad_vocab_size_multiple=0 is not a size"),
 ])
 def test_a_config_of_another_hyena_says_so_in_one_line(change, message):
     raw = CONFIG | change | {"layer": CONFIG["layer"] | change.get("layer", {})}
@@ -297,6 +322,21 @@ def test_a_config_of_another_hyena_says_so_in_one_line(change, message):
         models.fresh(raw, generator=torch.Generator())
     assert "\n" not in str(e.value)
     assert models.fresh(CONFIG, generator=torch.Generator()).config.frequency == 14
+
+
+@pytest.mark.parametrize("layer", ["hyena", {"_name_": "mha"}, {}])
+def test_a_layer_of_another_name_is_no_hyena(layer):
+    with pytest.raises(UserError, match="the config of no model built here"):
+        checkpoints.parse_config({"n_layer": 2, "layer": layer})
+
+
+@pytest.mark.parametrize("rows, multiple", [(45, 1), (48, 16), (50, 50)])
+def test_the_config_of_a_saved_model_says_all_of_it(rows, multiple):
+    config = variant_module.Config(16, 2, 45, rows, 32, 24, d_conv=4, emb_dim=5, filter_order=8, modulate=True, frequency=11.5)
+    raw = variant_module.published_config(config)
+    assert raw == {"d_model": 16, "n_layer": 2, "d_inner": 32, "vocab_size": 45, "pad_vocab_size_multiple": multiple, "layer": {
+        "_name_": "hyena", "order": 2, "l_max": 24, "short_filter_order": 4, "emb_dim": 5, "filter_order": 8, "modulate": True, "w": 11.5}}
+    assert checkpoints.parse_config(raw) == (variant_module, config)
 
 
 def test_it_says_which_of_two_models_it_is(written):
