@@ -157,6 +157,10 @@ def test_a_knockout_goes_on_from_a_past_but_not_into_it():
     one = lm(tokens_BL[:1, :5])[1]  # three rows on one past
     rows_BL = torch.cat([tokens_BL[:1].expand(3, -1)[:, :5], ids(3)[:, 5:]], dim=1)
     assert deviation(run(lm, rows_BL[:, 5:], inside, past=one), truth(rows_BL, [inside])[:, 5:]) <= 1e-10
+    four_BL = torch.cat([tokens_BL.repeat(2, 1)[:, :5], ids(4)[:, 5:]], dim=1)  # two rows on each of two
+    for conv in ("scan", "both", "conv"):
+        inside = Knockout(1, (7, 9), (5, 6), conv)
+        assert deviation(run(lm, four_BL[:, 5:], inside, past=past), truth(four_BL, [inside])[:, 5:]) <= 1e-10
     with pytest.raises(UserError, match="earlier pass"):
         run(lm, tokens_BL[:, 5:], Knockout(1, -1, 3), past=past)
 
