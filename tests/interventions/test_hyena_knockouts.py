@@ -88,6 +88,14 @@ def test_other_lengths_and_policies_together(length, rows):
     assert deviation(run(model(), tokens_BL, *knockouts), truth(tokens_BL, knockouts)) <= 1e-10
 
 
+def test_a_slot_that_one_policy_empties_is_empty_though_another_would_make_it_anew():
+    """Before the pass of the cone, and in the pass: token 4 is taken out of the slots after it, and slot 5 writes nothing."""
+    knockouts = [Knockout(1, -1, 4, "both"), Knockout(1, -1, (5, 6), "scan"), Knockout(1, -1, 3, "conv")]
+    want = truth(ids(2), knockouts)
+    assert deviation(run(model(), ids(2), *knockouts), want) <= 1e-10
+    assert deviation(evaluate(model(), ids(2), [(), knockouts], lambda x: x)[1], want[:, -1]) <= 1e-10
+
+
 def test_the_bias_term_stays_and_goes_with_query_conv():
     lm, tokens_1L = model(), ids(1)
     layer, site = lm.layers[1], Site(1, "long_conv")

@@ -6,7 +6,7 @@ from oracles import deviation
 from oracles.hyena import SIZES, Sizes, hyena, hyena_checkpoint
 
 from mamba_mi import Edit, Replace, Scale, Site, Trace, UserError, evaluate, load, models
-from mamba_mi.backends import reference
+from mamba_mi.backends import long_conv, reference
 from mamba_mi.models import checkpoints
 from mamba_mi.models import hyena as variant_module
 from mamba_mi.trace import NeverReached
@@ -70,6 +70,22 @@ def test_the_published_config_has_no_modulation_and_the_wrong_flag_shows(written
     assert deviation(lm(tokens_BL)[0][0], truth) <= 1e-10 and deviation(wrong, truth) > 0.01
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("bfloat16", 5e-2), ("float16", 6e-3)])
+@pytest.mark.parametrize("kernel", BACKENDS)
+def test_in_a_short_type_norms_filters_and_the_stream_stay_float32(written, kernel, dtype, bound):
+    """A few times the type's own rounding (4e-3 and 5e-4) of the largest logit, also going on from a past."""
+    folder, weights = written()
+    lm, tokens_BL, short = load(folder, backend=kernel, dtype=dtype), draw(2, 40), getattr(torch, dtype)
+    for name, x in lm.named_parameters():
+        assert x.dtype == (torch.float32 if any(part in name for part in ("norm", "filter_fn")) else short), name
+    with Trace(keep=lm.sites) as trace:
+        logits_BLV, _ = lm(tokens_BL, trace=trace)
+    assert {site.name for site, x in trace.values.items() if x.dtype != short} == {"embed", "resid", "resid_mid", "resid_out", "filter"}
+    first, past = lm(tokens_BL[:, :5])
+    for got in (logits_BLV, torch.cat([first, lm(tokens_BL[:, 5:], past=past)[0]], 1)):
+        assert deviation(got, np.stack([hyena(weights, row).logits for row in tokens_BL.tolist()])) <= bound
+
+
 def test_beyond_the_filters_it_raises_also_when_going_on(written):
     lm = load(written()[0])
     assert lm.config.max_length == 160
@@ -94,6 +110,19 @@ def test_the_long_convolution_is_the_sum_whatever_was_seen_before(kernel, length
     for past in (None, past_bPD):
         truth = reference.long_conv(w_BLD, k, past_bPD=past)
         assert deviation(backends.get(kernel).long_conv(w_BLD, k, past_bPD=past), truth) <= 1e-13
+
+
+@pytest.mark.parametrize("work", [1, 2 * 4 * 9 * 15])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_matrix_some_channels_at_a_time_is_the_sum(monkeypatch, work, own):
+    """One of five channels at a time, or two, or with a row's own taps fewer: a long text's matrix has no room for all."""
+    monkeypatch.setattr(long_conv, "WORK", work)
+    generator = torch.Generator().manual_seed(0)
+    w_BLD, past_bPD = (torch.randn(n, t, 5, generator=generator, dtype=torch.float64) for n, t in ((4, 9), (2, 6)))
+    k = torch.randn(*((4,) if own else ()), 15, 5, generator=generator, dtype=torch.float64)
+    for past in (None, past_bPD):
+        got = long_conv.whole(w_BLD, k, past_bPD=past)
+        assert got.shape == w_BLD.shape and deviation(got, reference.long_conv(w_BLD, k, past_bPD=past)) <= 1e-13
 
 
 def test_the_sum_is_the_definition():
