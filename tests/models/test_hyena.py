@@ -169,6 +169,29 @@ def test_the_matrix_is_what_the_long_convolution_does(written, kernel):
     assert torch.equal(layer.matrix(values, [7, 2], [3, 0]), M_BDTS[:, [3, 0]][:, :, [7, 2]])
 
 
+def test_the_maps_that_read_a_site(written):
+    """The stream is read through the norm before the map: its mean goes, its scale is each token's own, its bias a constant."""
+    folder, weights = written()
+    lm = load(folder, dtype="float64")
+    with Trace(keep=lm.sites) as trace:
+        lm(draw(1, 6), trace=trace)
+    for i in range(2):
+        at = {site.name: x for site, x in trace.values.items() if site.layer == i}
+        w = {key.removeprefix(f"backbone.layers.{i}."): x.double() for key, x in weights.items()}
+        read = {name: at[name] @ lm.reader(Site(i, name)).T for name in ("gated", "normed", "mlp_normed", "mlp_hidden")}
+        hidden = read["mlp_normed"] + w["mlp.fc1.bias"]
+        assert deviation(read["gated"] + w["mixer.out_proj.bias"], at["out"]) <= 1e-12
+        assert deviation(read["normed"] + w["mixer.in_proj.bias"], at["in_proj"]) <= 1e-12
+        assert deviation(torch.nn.functional.gelu(hidden, approximate="tanh"), at["mlp_hidden"]) <= 1e-12
+        assert deviation(read["mlp_hidden"] + w["mlp.fc2.bias"], at["mlp_out"]) <= 1e-12
+        for name, norm, linear, want in (("resid", "norm1", "mixer.in_proj", read["normed"]), ("resid_mid", "norm2", "mlp.fc1", read["mlp_normed"])):
+            scale = (at[name].var(-1, keepdim=True, correction=0) + 1e-5).rsqrt()
+            got = scale * (at[name] @ lm.reader(Site(i, name)).T) + w[f"{linear}.weight"] @ w[f"{norm}.bias"]
+            assert deviation(got, want) <= 1e-12
+        assert torch.equal(lm.reader(Site(i, "out")), lm.reader(Site(i, "resid_mid"))) and lm.reader(Site(i, "x1v")) is None
+    assert torch.equal(lm.reader(Site(0, "mlp_out")), lm.reader(Site(1, "resid")))
+
+
 def test_an_edit_of_a_tap_moves_what_is_that_far_away(written):
     lm, tokens_BL = load(written()[0], dtype="float64"), draw(1, 9)
     site = Site(0, "filter")
