@@ -64,7 +64,7 @@ def test_every_inner_quantity_equals_the_equations(written, kernel, name):
 def test_the_published_config_has_no_modulation_and_the_wrong_flag_shows(written):
     folder, weights = written()
     lm, tokens_BL = load(folder, dtype="float64"), draw(1, 20)
-    assert lm.config.modulate is False
+    assert lm.config.modulate is False and lm.config.frequency == 14  # the published w
     truth = hyena(weights, tokens_BL[0].tolist()).logits
     wrong = load(folder, dtype="float64", options={"modulate": True})(tokens_BL)[0][0]
     assert deviation(lm(tokens_BL)[0][0], truth) <= 1e-10 and deviation(wrong, truth) > 0.01
