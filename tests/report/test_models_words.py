@@ -44,6 +44,7 @@ def test_a_finding_has_its_mean_interval_and_n():
     assert words.findings([row]) == ["x: float32 logits are off float64's by 3.2e-07 of the largest [2.1e-07, 4.4e-07], n = 64 prompts"]
 
 
-@pytest.mark.parametrize("said", ["No published weights were ever loaded", "is our own implementation's; the one from an independent implementation is of random checkpoints in the published layout"])
+@pytest.mark.parametrize("said", ["No published weights were ever loaded", "is our own implementation's; the one from an independent "
+                                  "implementation is of random checkpoints in the published layout"])
 def test_it_is_no_secret_that_no_published_file_was_read(said):
     assert any(said in caveat for caveat in words.CAVEATS)
