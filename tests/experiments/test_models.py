@@ -6,7 +6,7 @@ import pytest
 from mamba_mi import UserError, load
 from mamba_mi.data import batches, facts
 from mamba_mi.experiments import Setting, models, names
-from mamba_mi.models import variants
+from mamba_mi.models import EMBEDDED, variants
 from mamba_mi.report import models_words
 
 
@@ -21,6 +21,10 @@ def test_every_variant_is_in_the_table_with_its_own_sites(experiment):
     for variant, lm in experiment.models.items():
         assert rows[variant]["sites"] == list(lm.sites.names) and rows[variant]["checkpoints"] == variants.modules()[variant].PUBLISHED
         assert rows[variant]["numerics"] == variants.numerics()[variant]
+    shipped = json.loads((EMBEDDED["tiny-densemamba"] / "training_info.json").read_text())
+    told, recall = rows["densemamba"]["embedded"], shipped["trained"]["recall_heldout"]
+    assert told == {"name": "tiny-densemamba", "parameters": shipped["parameters"],
+                    "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}}
     assert "B" in rows["mamba1"]["sites"] and rows["mamba1"]["checkpoints"]["miniplm-mamba-130m"] == "MiniLLM/MiniPLM-Mamba-130M"
 
 
