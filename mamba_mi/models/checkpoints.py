@@ -42,7 +42,7 @@ def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, opti
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             raw = raw if isinstance(raw, Mapping) else {}
-        except (ValueError, UnicodeDecodeError) as e:
+        except ValueError as e:
             raise UserError(f"{path}: not valid JSON ({e})") from None
     elif weights is None:
         raise UserError(f"{folder}: no config.json; a checkpoint is a folder with config.json and {' or '.join(WHOLE)}")

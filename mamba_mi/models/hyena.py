@@ -162,7 +162,7 @@ class Block(Layer):
     def short(self, u_BLC: Tensor, past: State | None, own_BLC: Tensor | None = None) -> Tensor:
         """The short conv, no activation; `own_BLC` comes in by the current token's tap alone."""
         weight_CK = self.short_filter.weight[:, 0]
-        tail = None if past is None else F.pad(past.u_BPC, (0, 0, self.config.d_conv - 1, 0))[:, 1 - self.config.d_conv:]
+        tail = None if past is None else F.pad(past.u_BPC, (0, 0, self.config.d_conv - 1, 0))[:, past.u_BPC.shape[1]:]
         c_BLC, _ = self.backend.conv(u_BLC, weight_CK, self.short_filter.bias, tail=tail, keep_tail=False)
         return c_BLC if own_BLC is None else torch.addcmul(c_BLC, own_BLC, weight_CK[:, -1])
 

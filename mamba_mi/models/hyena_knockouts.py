@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_mi.backends.reference import spread
 from mamba_mi.models.knocking import Gone, gone, refuse_gradients, starts
 from mamba_mi.models.prefix import conv_without, smeared
 from mamba_mi.trace import Site
@@ -38,12 +39,16 @@ def knocked(block, trace, y_BLD, u_BLC, seen: Hidden, k_TD, past) -> tuple[Tenso
     size = len(found[0][1].queries_BLH)
     for number, each in found:
         row_B = torch.arange(number * size, (number + 1) * size, device=y_BLD.device)
-        without = _Without(block, trace, number, each, u_BLC[row_B], Hidden(*(x[row_B] for x in seen)),
-                           past and starts(past, row_B))
+        without = _Without(block, trace, number, each, u_BLC[row_B], Hidden(*(x[row_B] for x in seen)), _own(past, row_B))
         y_B, x0_B = without.read(y_BLD[row_B], x0_BLD[row_B], k_TD if k_TD.ndim == 2 else k_TD[row_B])
         y_BLD = y_BLD.index_put((row_B,), y_B)
         x0_BLD = x0_BLD.index_put((row_B,), x0_B) if each.own else x0_BLD
     return y_BLD, x0_BLD
+
+
+def _own(past, row_B: Tensor):
+    """The state these rows start from: a row each, or one that stands for all."""
+    return past and type(past)(*(x if len(x) == 1 else spread(x, len(row_B)) for x in starts(past, row_B)))
 
 
 class _Without:

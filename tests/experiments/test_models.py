@@ -5,8 +5,8 @@ import pytest
 
 from mamba_mi import UserError, load
 from mamba_mi.data import batches, facts
-from mamba_mi.experiments import Setting, models
-from mamba_mi.models import variants
+from mamba_mi.experiments import Setting, models, names
+from mamba_mi.models import EMBEDDED, variants
 from mamba_mi.report import models_words
 
 
@@ -23,11 +23,67 @@ def test_every_variant_is_in_the_table_with_its_own_sites(experiment):
         assert rows[variant]["numerics"] == variants.numerics()[variant]
     assert "B" in rows["mamba1"]["sites"]
     assert rows["mamba1"]["checkpoints"]["miniplm-mamba-130m"] == {"repo": "MiniLLM/MiniPLM-Mamba-130M", "parameters": 140_458_752}
+    shipped = json.loads((EMBEDDED["tiny-densemamba"] / "training_info.json").read_text())
+    told, recall = rows["densemamba"]["embedded"], shipped["trained"]["recall_heldout"]
+    assert told == {"name": "tiny-densemamba", "parameters": shipped["parameters"],
+                    "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}}
 
 
 def test_patching_and_knockouts_run_on_every_variant(experiment):
     for row in experiment.facts:
         assert {"patching", "info_flow", "heatmap", "construct", "train"} <= set(row["experiments"]), row["variant"]
+        assert set(row["experiments"]) == set(names()) - {"models", "reproduce"}  # this one, and the one that asks for published numbers
+
+
+def test_an_experiment_that_refuses_a_model_is_not_among_those_that_run_on_it(experiment):
+    silent = load("tiny", device="cpu", cached=False)
+    silent.tokenizer = None
+    assert set(models._that_run(experiment.lm, experiment.setting)) - set(models._that_run(silent, experiment.setting)) == {"train"}
+
+
+def test_what_a_user_may_say_of_a_checkpoint_is_in_the_table_and_that_no_published_one_was_read(experiment):
+    rows = {row["variant"]: row for row in experiment.facts}
+    assert {variant: row["options"] for variant, row in rows.items() if row["options"]} == {
+        "hyena": {"modulate": [True, False]}, "moe": {"expert_activation": ["gelu", "silu"]}}
+    assert {row["real_weights"] for row in experiment.facts} == {"never tried"}
+    assert rows["densemamba"]["checkpoints"] == {} and "no checkpoint of it is public" in rows["densemamba"]["about"]
+    assert rows["densemamba"]["what"].endswith("a reconstruction")
+    assert rows["retnet"]["about"].startswith("Published under the name DenseMamba, but it is DenseGAU-RetNet: retention, no selective scan")
+    assert rows["mamba1"]["about"] == rows["mamba2"]["about"] == ""  # their names say it all
+    assert rows["retnet"]["about"].endswith("What is found in it is found of retention, not of state space models.")
+
+
+def test_it_measures_the_first_prompts_of_its_seed_whatever_it_is_handed(experiment):
+    first = facts.load(facts.Knobs(), experiment.lm.tokenizer, seed=0).prompts[:4]
+    assert experiment.prompts == first and sorted(p.prompt_id for b in experiment.batches([]) for p in b.prompts) == sorted(
+        p.prompt_id for p in first)
+    assert experiment.clusters([]) == {p.prompt_id: p.cluster for p in first}
+    other = models.Models(experiment.knobs, experiment.lm, Setting(1, 1 << 30))
+    assert other.prompts == facts.load(facts.Knobs(), experiment.lm.tokenizer, seed=1).prompts[:4] != first
+
+
+def test_each_variant_runs_a_prompt_twice_on_the_backend_that_was_asked_for(experiment):
+    batch = next(b for b in experiment.batches([]) if len(b) == 2)
+    assert experiment.cost(batch) == (24, 24 * batch.length * 6)  # six variants, in float32 and in float64; tiny has six layers
+    asked = models.Models(experiment.knobs, load("tiny", device="cpu", backend="attention"), experiment.setting)
+    assert {lm.choice.asked for lm in asked.models.values()} == {"attention"}
+
+
+def test_a_row_is_told_with_its_interval_and_tested_against_nothing(experiment):
+    row = {"conditions": {"variant": "moe"}, "metric": models.DEVIATION, "n": 4, "mean": 2e-7, "ci_low": 1e-7, "ci_high": 3e-7,
+           "p": 0.1, "p_adjusted": 0.1, "p_bh": 0.1, "effect_size": 2.0}
+    told, = experiment.completed([row], None, [])
+    assert told == row | {"p": None, "p_adjusted": None, "p_bh": None, "effect_size": None}
+    assert experiment.headline([told]) == [{key: row[key] for key in ("conditions", "n", "mean", "ci_low", "ci_high")}]
+    assert experiment.findings([told]) == models_words.findings([told]) and experiment.caveats([told]) == models_words.CAVEATS
+    assert [(title, columns.headings[1]) for title, columns in experiment.listings(None)] == [
+        ("The variants", "published as"), ("Their sites", "sites")]
+
+
+@pytest.mark.parametrize("knob, least", [("prompts", 2), ("batch", 1), ("resamples", 20)])
+def test_too_few_of_anything_is_refused_in_a_line(experiment, knob, least):
+    with pytest.raises(UserError, match=f"^method.{knob}={least - 1}: give at least {least}$"):
+        models.Models(models.Knobs(**{knob: least - 1}), experiment.lm, experiment.setting).check()
 
 
 def test_the_deviation_is_that_of_float32_from_float64(experiment):

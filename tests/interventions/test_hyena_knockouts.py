@@ -88,6 +88,14 @@ def test_other_lengths_and_policies_together(length, rows):
     assert deviation(run(model(), tokens_BL, *knockouts), truth(tokens_BL, knockouts)) <= 1e-10
 
 
+def test_a_slot_that_one_policy_empties_is_empty_though_another_would_make_it_anew():
+    """Before the pass of the cone, and in the pass: token 4 is taken out of the slots after it, and slot 5 writes nothing."""
+    knockouts = [Knockout(1, -1, 4, "both"), Knockout(1, -1, (5, 6), "scan"), Knockout(1, -1, 3, "conv")]
+    want = truth(ids(2), knockouts)
+    assert deviation(run(model(), ids(2), *knockouts), want) <= 1e-10
+    assert deviation(evaluate(model(), ids(2), [(), knockouts], lambda x: x)[1], want[:, -1]) <= 1e-10
+
+
 def test_the_bias_term_stays_and_goes_with_query_conv():
     lm, tokens_1L = model(), ids(1)
     layer, site = lm.layers[1], Site(1, "long_conv")
@@ -157,6 +165,10 @@ def test_a_knockout_goes_on_from_a_past_but_not_into_it():
     one = lm(tokens_BL[:1, :5])[1]  # three rows on one past
     rows_BL = torch.cat([tokens_BL[:1].expand(3, -1)[:, :5], ids(3)[:, 5:]], dim=1)
     assert deviation(run(lm, rows_BL[:, 5:], inside, past=one), truth(rows_BL, [inside])[:, 5:]) <= 1e-10
+    four_BL = torch.cat([tokens_BL.repeat(2, 1)[:, :5], ids(4)[:, 5:]], dim=1)  # two rows on each of two
+    for conv in ("scan", "both", "conv"):
+        inside = Knockout(1, (7, 9), (5, 6), conv)
+        assert deviation(run(lm, four_BL[:, 5:], inside, past=past), truth(four_BL, [inside])[:, 5:]) <= 1e-10
     with pytest.raises(UserError, match="earlier pass"):
         run(lm, tokens_BL[:, 5:], Knockout(1, -1, 3), past=past)
 

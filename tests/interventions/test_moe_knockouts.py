@@ -1,4 +1,6 @@
 """Knockouts and edits in models of experts: against the matrix written out, through the cone, and what changes its expert."""
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,13 @@ def test_an_edited_choice_counts_as_a_flip_and_a_clean_job_has_none(folders):
     other = (trace.values[Site(1, "choice")][:, [4]] + 1) % 8
     evaluate(lm, tokens(1), [(), (Edit(Site(1, "choice"), 4, Replace(other)),)], lambda x: x, ledger=ledger)
     assert ledger.flips[1] == 1 and ledger.routed[1] == L - 4  # the clean job meets no layer
+
+
+def test_a_manifest_has_the_flips_of_each_layer_and_nothing_where_there_are_no_experts():
+    ledger = Ledger(routed=Counter({3: 5, 1: 8}), flips=Counter({1: 2}), least_margin=0.25)
+    by_layer = {"1": [2, 8], "3": [0, 5]}
+    assert ledger.routing == {"routing": {"tokens": 13, "flips": 2, "least_margin": 0.25, "by_layer": by_layer}}
+    assert list(ledger.routing["routing"]["by_layer"]) == ["1", "3"] and Ledger().routing == {}
 
 
 def test_a_layer_that_mixes_nothing_cannot_be_knocked_out(lm, name):

@@ -38,6 +38,20 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(folder, key):
     refused(folder, "pytorch_model.bin", key, str((3, *shape)), str(shape))
 
 
+@pytest.mark.parametrize("key", ["backbone.embedding.weight", "backbone.layers.1.mixer.in_proj.weight", "backbone.layers.0.mixer.conv1d.weight"])
+def test_a_tensor_of_as_many_numbers_in_another_shape_is_named(folder, key):
+    rewrite(folder, lambda w: w.update({key: w[key].mT.contiguous()} | ({"lm_head.weight": w[key].mT.contiguous()} if "emb" in key else {})))
+    refused(folder, "pytorch_model.bin", key, str((*shapes(MAMBA2)[key][:-2], *shapes(MAMBA2)[key][:-3:-1])), str(shapes(MAMBA2)[key]))
+
+
+def test_a_model_keeps_its_numbers_when_its_file_is_written_over(folder, tokens):
+    lm = load(folder, cached=False)
+    before, path = lm(tokens(1, 5))[0], folder / "pytorch_model.bin"
+    with path.open("r+b") as file:  # in place: what is read of it later is something else
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(lm(tokens(1, 5))[0], before)
+
+
 def test_a_head_that_is_not_the_embedding_it_should_be_tied_to_is_refused(folder):
     rewrite(folder, lambda w: w.update({"lm_head.weight": w["lm_head.weight"] + 1}))
     refused(folder, "pytorch_model.bin", "lm_head.weight", "tie_embeddings")

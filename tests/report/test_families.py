@@ -19,6 +19,20 @@ def test_what_differs_is_said_once_and_of_whom():
     assert "tiny-retnet has no conv" in told and told.endswith("tiny-retnet: It is no DenseMamba.")
 
 
+def test_of_two_families_these_are_the_sentences():
+    same = "The residual stream and what a mixer adds to it are the same thing in all of them."
+    assert differ({"tiny": MAMBA, "tiny-moe": MOE}) == [
+        f"The models are of 2 families: tiny is mamba2; tiny-moe is moe. {same}",
+        "A layer is not the same step in all: tiny-moe mixes tokens in layers 0, 2, 4 of 6 alone."]
+    assert differ({"tiny": MAMBA, "other": MAMBA, "tiny-retnet": RETNET}) == [
+        f"The models are of 2 families: tiny, other are mamba2; tiny-retnet is retnet. {same}",
+        "What the mixing of tokens gives is another quantity in each: scan output in tiny, other; retention output in tiny-retnet. "
+        "Their numbers stand side by side, and are no contrast.",
+        "tiny-retnet has no conv: what a conv carries past a slot elsewhere has no counterpart there.",
+        "tiny-retnet: It is no DenseMamba."]
+    assert "tiny-retnet, third have no conv:" in " ".join(differ({"tiny": MAMBA, "tiny-retnet": RETNET, "third": RETNET}))
+
+
 def test_what_is_the_same_is_not_told_as_a_difference():
     told = " ".join(differ({"tiny": MAMBA, "tiny-moe": {**MOE, "mixing": MAMBA["mixing"]}}))
     assert "another quantity" not in told and "not the same step" not in told and "no conv" not in told
@@ -27,5 +41,8 @@ def test_what_is_the_same_is_not_told_as_a_difference():
 def test_the_table_has_a_row_a_model():
     (_, columns), = table({"tiny": MAMBA, "tiny-moe": MOE, "tiny-retnet": RETNET})
     assert [row[0] for row in columns.rows] == ["tiny", "tiny-moe", "tiny-retnet"]
-    assert columns.rows[0][4:] == ["all", "8 heads", "scan output", "3 tokens"]
+    assert dict(zip(columns.headings, columns.rows[0], strict=True)) == {
+        "model": "tiny", "family": "mamba2", "parameters": "700,000", "layers": "6", "layers that mix tokens": "all", "by": "8 heads",
+        "what mixing gives": "scan output", "conv reaches": "3 tokens"}
+    assert [name for name, is_number in zip(columns.headings, columns.numeric, strict=True) if is_number] == ["parameters", "layers"]
     assert columns.rows[1][4] == "0, 2, 4" and columns.rows[2][-1] == "no conv"

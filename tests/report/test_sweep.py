@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_runs import columns, drawing, planned, settings, write_drawn, write_run
+from synthetic_runs import columns, drawing, planned, settings, write_drawn, write_manifest, write_run
 
 from mamba_mi.cli import sweeping
 from mamba_mi.runs import aggregate
 
+from .test_families import MAMBA, RETNET
 from .test_figures import shown
 
 
@@ -153,6 +154,19 @@ def test_models_of_different_depth_share_an_axis(tmp_path):
             for model, layers in (("shallow", 3), ("deep", 6))]
     said = text(sweep_of(tmp_path, runs))
     assert "divided by the last one" in said and "no difference is taken" in said
+
+
+def test_models_of_two_families_are_told_apart_before_anything_is_compared(tmp_path):
+    """A run of before manifests said what its model is has no part in it."""
+    def data(config, model):
+        return lambda: write_manifest(write_run(config, columns(0, layers=2)), "done", "2030-01-01T00:00:00+00:00", model=model)
+
+    configs = {name: settings(0, name, logs=str(tmp_path / "logs")) for name in ("tiny", "tiny-retnet", "old")}
+    models = {"tiny": MAMBA, "tiny-retnet": RETNET, "old": None}
+    sweep = sweep_of(tmp_path, [({"model": name}, configs[name], data(configs[name], model)) for name, model in models.items()])
+    said = text(sweep)
+    assert said.index("of 2 families: tiny is mamba2; tiny-retnet is retnet.") < said.index("tiny: ")
+    assert "old is" not in said and re.search(r"tiny-retnet</td>\s*<td[^>]*>retnet</td>", page(sweep))
 
 
 def test_effects_without_layers_are_a_list(tmp_path):
