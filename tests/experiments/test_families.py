@@ -61,6 +61,17 @@ def test_without_a_conv_there_is_one_policy_and_another_is_refused():
             made(name, "tiny-retnet", conv=["both"]).check()
 
 
+def test_without_a_conv_no_tokens_are_beyond_its_reach_and_the_setting_says_so():
+    prompts = facts.load(facts.Knobs(), ONE["tiny"].tokenizer, seed=0).prompts[:2]
+    for model, there in (("tiny", True), ("tiny-hyena", True), ("tiny-retnet", False)):
+        experiment = made("info_flow", model)
+        experiment.batches(prompts)
+        assert ("beyond_conv" in experiment.sources) is there and "random" in experiment.sources
+        assert ("beyond_conv would be random again" in experiment.setting_in_words().get("controls", "")) is not there
+    with pytest.raises(UserError, match="method.sources=beyond_conv: tiny-retnet has no conv.*give random$"):
+        made("info_flow", "tiny-retnet", sources=["last", "beyond_conv"]).check()
+
+
 def test_dense_ways_are_cut_where_they_can_be():
     for name in ("info_flow", "heatmap"):
         for model in ("tiny", "tiny-retnet"):
