@@ -18,7 +18,7 @@ class UserError(Exception):
 
 def did_you_mean(asked: str, known: Iterable[str]) -> str:
     """`; did you mean 'resid'?` for a near miss, else nothing."""
-    near = difflib.get_close_matches(str(asked), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(asked), list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

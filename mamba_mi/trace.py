@@ -119,6 +119,11 @@ class Trace:
                 self._at[site].append((number, intervention))
 
     @property
+    def asked(self) -> list[Site]:
+        """The sites kept and those edited."""
+        return [*self.keep, *(site for site in self._at if site.name != KNOCKOUT)]
+
+    @property
     def values(self) -> Values:
         """What was kept: one tensor a site, positions of later passes joined on axis 1."""
         return self._joined(lambda x: x)

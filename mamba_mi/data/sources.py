@@ -30,13 +30,17 @@ def check_names(key: str, asked, known=SOURCES) -> None:
         raise UserError(f"{key}={list(asked)}: at least one, and each once")
 
 
-def named(spans: Iterable[str]) -> tuple[str, ...]:
-    """Every source that prompts with these spans have a name for; of a span without subject the slot after it, too."""
+def named(spans: Iterable[str], conv_width: int = 4) -> tuple[str, ...]:
+    """Every source that prompts with these spans have a name for; of a span without subject the slot after it, too.
+
+    Without a conv (`conv_width` 1) every slot is beyond its reach, and `beyond_conv` would be `random` again: left out.
+    """
     spans = set(spans)
     own = sorted(spans - {"bos", "subject"})
+    known = [name for name in SOURCES if name != "bos" and (conv_width > 1 or name != "beyond_conv")]
     if "subject" in spans:
-        return tuple(name for name in SOURCES if name != "bos") + tuple(own)
-    plain = tuple(name for name in SOURCES if name not in ("bos", *OF_SUBJECT) and (own or name not in RANDOM))
+        return (*known, *own)
+    plain = tuple(name for name in known if name not in OF_SUBJECT and (own or name not in RANDOM))
     return plain + tuple(name for span in own for name in (span, f"{span}+1"))
 
 

@@ -58,6 +58,7 @@ class Experiment:
     same_template: ClassVar[bool] = True  # whether a pair's two prompts share their template
     summary_only: ClassVar[bool] = False
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
+    of_one_model: ClassVar[bool] = True  # False: it takes its models itself, whatever model= names
     compares: ClassVar[bool] = False  # with published numbers, those that reference= names
 
     def __init__(self, knobs, lm, setting: Setting):

@@ -53,6 +53,8 @@ def check(knobs: Knobs, lm) -> None:
         raise UserError("method.query_conv=true goes with method.conv=[conv,both]: scan leaves the conv as it is")
     if knobs.sources != ALL and not (isinstance(knobs.sources, list) and knobs.sources):
         raise UserError(f"method.sources={knobs.sources}: give all or a list such as [last,subject]")
+    if lm.config.d_conv == 1 and knobs.sources != ALL and "beyond_conv" in knobs.sources:
+        raise UserError(f"method.sources=beyond_conv: {lm.name} has no conv, so these would be random tokens as others are; give random")
     check_dense(knobs, lm)
     if knobs.timescales != [ALL]:
         timescale.check(lm)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mamba_mi import models
 from mamba_mi.config import FITTED, UserError, did_you_mean
 from mamba_mi.experiments import at_least
 from mamba_mi.interventions import patches
@@ -48,8 +49,8 @@ def check(knobs: Knobs, lm) -> None:
         chosen = getattr(knobs, key)
         if not chosen:
             raise UserError(f"method.{key}=[]: give at least one of {', '.join(known)}")
-        for name in chosen:
-            _one_of(f"method.{key}={name}: {f'{lm.name} has' if key == 'sites' else 'there are'}", name, known)
+        for name in () if key == "sites" else chosen:  # of sites `sites` has seen to it
+            _one_of(f"method.{key}={name}: there are", name, known)
     _one_of(f"method.corruption={knobs.corruption}: there are", knobs.corruption, CORRUPTIONS)
     if "logit_difference" not in knobs.metrics:
         raise UserError("method.metrics must hold logit_difference: the headline is its normalised form")
@@ -63,13 +64,27 @@ def check(knobs: Knobs, lm) -> None:
         if (-1, name) not in lm.sites and not any((layer, name) in lm.sites for layer in chosen):
             there = [i for i, layer in enumerate(lm.layers) if name in layer.SITES]
             raise UserError(f"method.layers={knobs.layers}: none of them has site {name}; layers {there} have")
+        if why := next((layer.INERT[name] for layer in lm.layers if name in layer.INERT), ""):
+            raise UserError(f"method.sites={name}: no exchange there can change anything in {lm.name}: {why}")
     _check_parts(knobs, lm)
 
 
 def sites(knobs: Knobs, lm) -> list[str]:
-    """Our names of the sites, each once; "mixed" is the variant's own: scan_out of Mamba."""
-    mixed = [lm.layers[layer].MIXED for layer in lm.mixing] if lm else [MIXED]  # of a run read again no model is at hand
-    return list(dict.fromkeys(own for name in knobs.sites for own in (mixed if name == MIXED else [site_name(name)])))
+    """Our names of the sites, each once; "mixed" is the variant's own: scan_out of Mamba. One that the model lacks raises."""
+    return list(dict.fromkeys(own for asked in knobs.sites for own in _meant(asked, lm)))
+
+
+def _meant(asked: str, lm) -> list[str]:
+    """Our names of what is asked for; of a run read again no model is at hand."""
+    if asked == MIXED:
+        return [lm.layers[layer].MIXED for layer in lm.mixing] if lm else [MIXED]
+    name = site_name(asked)
+    if lm and name not in lm.sites:
+        elsewhere = ", ".join(models.with_site(name))
+        hint = f"; {name} is a site of {elsewhere}" if elsewhere else did_you_mean(name, lm.sites.names)
+        said = asked if asked == name else f"{asked} ({name})"
+        raise UserError(f"method.sites={said}: {lm.name} is a {lm.config.variant} and has {', '.join(lm.sites.names)}{hint}")
+    return [name]
 
 
 def layers(knobs: Knobs, lm) -> list[int]:

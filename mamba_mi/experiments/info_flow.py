@@ -87,7 +87,12 @@ class InfoFlow(Experiment):
         """Those asked for; in a run whose prompts have several kinds of spans, "all" is of all of them."""
         if self.knobs.sources != ALL:
             return tuple(self.knobs.sources)
-        return tuple(dict.fromkeys(name for kind in self._kinds for name in named(kind)))
+        return self._known
+
+    @property
+    def _known(self) -> tuple[str, ...]:
+        """What the sources of these prompts are called in this model."""
+        return tuple(dict.fromkeys(name for kind in self._kinds for name in named(kind, self.lm.config.d_conv)))
 
     @property
     def _kinds(self) -> list[tuple[str, ...]]:
@@ -96,7 +101,7 @@ class InfoFlow(Experiment):
     def _check_names(self) -> None:
         for name in self.sources:
             if not any(is_named(name, kind) for kind in self._kinds):
-                known = list(dict.fromkeys(name for kind in self._kinds for name in named(kind)))
+                known = self._known
                 raise UserError(f"method.sources={name}: these prompts have {', '.join(known)}{did_you_mean(name, known)}")
         if len(set(self.sources)) < len(self.sources):
             raise UserError(f"method.sources={list(self.sources)}: each once")

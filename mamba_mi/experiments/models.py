@@ -39,6 +39,7 @@ class Models(Experiment):
 
     Knobs = Knobs
     needs = "nothing"
+    of_one_model = False
     question = "Which variants are there, what runs on each, and how exact is it?"
     conditions = ("variant",)
     family = ()
@@ -92,7 +93,7 @@ class Models(Experiment):
         return {"models": {"variants": self.facts, "markdown": words.markdown(self.facts)}}
 
     def headline(self, summary):
-        return [{key: row[key] for key in ("conditions", "n", "mean", "ci_low", "ci_high")} for row in summary]
+        return []  # a deviation stands in its variant's row of the tables
 
     def findings(self, summary):
         return words.findings(summary)
@@ -104,7 +105,8 @@ class Models(Experiment):
         self.__dict__["facts"] = json.loads((folder / "artifacts" / "models.json").read_text(encoding="utf-8"))["variants"]
 
     def listings(self, run):
-        return [("The variants", words.table(self.facts)), ("Their sites", words.sites(self.facts))]
+        return [("The variants", words.table(self.facts)), ("What runs on them, and how exact", words.exact(self.facts, run.summary)),
+                ("Their sites", words.sites(self.facts))]
 
 
 def _relative(lm, tokens_BL) -> np.ndarray:

@@ -67,7 +67,7 @@ class Patching(Experiment):
         return "causal tracing" if self.knobs.corruption == "noise" else "patching"
 
     def setting_in_words(self):
-        return setting(self.knobs)
+        return setting(self.knobs, self.lm)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -269,7 +269,7 @@ class Patching(Experiment):
             told if len(self.knobs.sites) > 1 or self.knobs.roles != "all" else [])
 
     def caveats(self, summary):
-        return caveats(summary, self.knobs)
+        return caveats(summary, self.knobs, self.lm and self.lm.config.d_conv)
 
 
 def _unnoted(row: dict) -> dict:

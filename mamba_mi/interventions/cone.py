@@ -261,9 +261,9 @@ def _first_layer(lm, interventions) -> int:
         if site.name == KNOCKOUT and site.layer < depth and site.layer not in lm.mixing:
             raise UserError(f"knockout at layer {site.layer}: it mixes no tokens in {lm.name}; layers "
                             f"{', '.join(map(str, lm.mixing))} do")
-        if site not in lm.sites and not (site.name == KNOCKOUT and site.layer < depth):
-            raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1} and sites "
-                               f"{', '.join(lm.sites.names)}")
+        if site.name == KNOCKOUT and site.layer >= depth:
+            raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1}")
+    lm.demand(site for site in sites if site.name != KNOCKOUT)
     return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
 
 

@@ -31,15 +31,16 @@ def attention(lm, prompt: str | Prompt | Tensor, layer: int, rows: Sequence[int]
     tokens_BL = tokens_of(lm, prompt)
     layer = int(picked([layer], lm.config.n_layer, "layer"))
     _check(lm, layer, heads, channels, over_channels)
+    parts, count = lm.config.mixes_by
+    rows = None if rows is None else picked(rows, tokens_BL.shape[1], "rows").tolist()
+    heads = None if heads is None else picked(heads, count, "heads").tolist()
+    channels = None if channels is None else picked(channels, count, "channels").tolist()
     block = lm.layers[layer]
     with Trace(keep=[Site(layer, name) for name in block.MATRIX], interventions=interventions) as trace:
         lm.through(lm.embed(tokens_BL, trace), trace=trace, last=layer + 1, keep=False)
     values = {name: trace.values[Site(layer, name)] for name in block.MATRIX}
-    parts, count = lm.config.mixes_by
-    if parts == "heads":
-        return block.matrix(values, rows, heads)
-    if channels is not None:
-        return block.matrix(values, rows, picked(channels, count, "channels").tolist())
+    if parts == "heads" or channels is not None:
+        return block.matrix(values, rows, heads or channels)
     return _together(block, values, rows, over_channels, count, tokens_BL.numel() * tokens_BL.shape[1])
 
 

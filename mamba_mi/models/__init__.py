@@ -18,7 +18,7 @@ from mamba_mi.models.lm import LM, Past
 from mamba_mi.models.mixer import LayerNorm
 from mamba_mi.models.tokenizer import load_tokenizer
 
-__all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save"]
+__all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save", "with_site"]
 
 EMBEDDED = variants.embedded()
 RECIPES = variants.recipes()  # untrained: `blank` alone takes them
@@ -68,6 +68,12 @@ def _read(folder, weights, backend, device, dtype, tokenizer, name, options) -> 
     checkpoints.fill(lm, tensors(), weights, dtype, device, layout)
     lm.source, lm.fingerprint = str(folder), checkpoints.fingerprint(weights)
     return lm.eval().requires_grad_(False)
+
+
+def with_site(name: str) -> list[str]:
+    """The variants that have a site of this name, as their embedded models show."""
+    every = (load(model, device="cpu", cached=False) for model in EMBEDDED)
+    return [lm.config.variant for lm in every if name in lm.sites]
 
 
 def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto", device: str = "auto",

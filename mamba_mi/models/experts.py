@@ -7,6 +7,7 @@ Shape legend: B batch, L length, D width, E experts, T tokens of all rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from mamba_mi.models.mixer import Layer, kaiming
 from mamba_mi.trace import Site
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # gelu by the error function, not by tanh
+MARGIN = "it can only be read, the choice does not depend on it; router and choice can be edited"
 ROUTERS = {"sigmoid": torch.sigmoid, "softmax": partial(torch.softmax, dim=-1)}
 
 
@@ -25,6 +27,7 @@ class MLP(nn.Module):
     """One feed-forward net."""
 
     SITES = ("mlp_hidden",)
+    INERT: Mapping[str, str] = {}
     float32_parameters: tuple[str, ...] = ()
 
     def __init__(self, config):
@@ -68,6 +71,7 @@ class Experts(nn.Module):
     """Several MLPs, each run on the tokens sent to it, and the router that sends them."""
 
     SITES = ("router", "choice", "margin", "expert_out")
+    INERT = {"margin": MARGIN}
     float32_parameters = ("router.weight", "router.bias")  # where its logits are rounded, tokens change their expert
 
     def __init__(self, config, count: int):
@@ -95,7 +99,7 @@ class Experts(nn.Module):
             wrong = int(choice_BL1.min()) if choice_BL1.min() < 0 else int(choice_BL1.max())
             raise UserError(f"edit at site {choice}: expert {wrong}; there are experts 0-{p_BLE.shape[-1] - 1}")
         if trace.edits(margin):
-            raise UserError(f"edit at site {margin}: it can only be read, the choice does not depend on it; edit router or choice")
+            raise UserError(f"edit at site {margin}: {MARGIN}")
         if trace.wants(margin):
             trace(margin, margins(p_BLE))
         trace.routed(layer, choice_BL1[..., 0], p_BLE)

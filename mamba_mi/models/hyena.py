@@ -131,6 +131,7 @@ class Block(Layer):
     SITES = ("resid", "normed", "in_proj", "conv", "x0", "x1", "v", "x1v", "filter", "long_conv", "gated", "out", "resid_mid",
              "mlp_normed", "mlp_hidden", "mlp_out", "resid_out")
     MIXED = "long_conv"
+    INERT = {"filter": "the filters are the same whatever the prompt"}
     MATRIX = ("x0", "x1", "filter")
 
     def __init__(self, config: Config, layer: int, backend):

@@ -4,6 +4,7 @@ Shape legend: B batch, L length, D width, V padded vocabulary.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mamba_mi.backends import Choice, choose, get, reference
-from mamba_mi.config import UserError
+from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.models.mixer import RMSNorm, State
-from mamba_mi.trace import BLIND, Site, Trace
+from mamba_mi.trace import BLIND, NeverReached, Site, Trace
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ class LM(nn.Module):
     def sites(self) -> Sites:
         inner = (Site(i, name) for i, layer in enumerate(self.layers) for name in layer.SITES)
         return Sites((Site(-1, "embed"), *inner, Site(-1, "final_norm")))
+
+    def demand(self, asked: Iterable[Site]) -> None:
+        """Raise NeverReached for sites that this model lacks, in words: the name, or the name in that layer."""
+        if not (missing := sorted(site for site in asked if site not in self.sites)):
+            return
+        layer, name = missing[0]
+        there = [str(site.layer) for site in self.sites if site.name == name]
+        why = (f"{self.name} has {name} in layer{'s' * (len(there) > 1)} {', '.join(there)}, not in {layer}" if there else
+               f"{self.name} is a {self.config.variant} and has no {name}; its sites (lm.sites) are {', '.join(self.sites.names)}"
+               f"{did_you_mean(name, self.sites.names)}")
+        raise NeverReached(f"never reached: {', '.join(map(str, missing))}; {why}")
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, ...]]:
@@ -124,6 +136,7 @@ class LM(nn.Module):
         last = self.config.n_layer if last is None else last
         offset, states = past.length if past else 0, []
         trace.join(offset, resid_BLD.shape[1])
+        self.demand(trace.asked)
         for i in range(first, last):
             resid_BLD, state = self.layers[i](resid_BLD, trace, past.of(i) if past else None, keep)
             states.append(state)

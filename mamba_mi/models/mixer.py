@@ -72,6 +72,7 @@ class Layer(nn.Module):
     MIXED: str | None = None  # the site of what mixing the tokens gave; None where a layer mixes none
     BEFORE: tuple[str, ...] | None = ()  # sites of the tokens before a pass that its knockouts read; None: they need the sources in the pass
     BY_HEAD: tuple[str, ...] = ()  # sites whose first axis goes head after head
+    INERT: Mapping[str, str] = {}  # sites where exchanging the values of two prompts can do nothing, and why
     MATRIX: tuple[str, ...] = ()  # sites that `matrix` is made of
     BALANCED: tuple[str, ...] = ()  # sites that training adds a loss for (`auxiliary_loss`)
     float32_parameters: tuple[str, ...] = ()  # exponentiated or normalised: never narrower

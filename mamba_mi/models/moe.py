@@ -68,6 +68,7 @@ class Feed(Layer):
         super().__init__(config, layer, backend)
         self.norm, self.moe = RMSNorm(config.d_model, config.eps), _fed(config, config.pattern[layer])
         self.SITES = ("resid", "normed", *self.moe.SITES, "out", "resid_out")
+        self.INERT = self.moe.INERT
         self.BALANCED = ("router",) if isinstance(self.moe, Experts) else ()
         self.float32_parameters = ("norm.weight", *(f"moe.{name}" for name in self.moe.float32_parameters))
 
@@ -97,6 +98,7 @@ class Parallel(mamba1.Block):
         super().__init__(config, layer, backend)
         self.norm_moe, self.moe = RMSNorm(config.d_model, config.eps), _fed(config, config.pattern[layer][1:])
         self.SITES = (*mamba1.Block.SITES[:-2], "normed_moe", *self.moe.SITES, "out", "resid_out")
+        self.INERT = self.moe.INERT
         self.BALANCED = ("router",) if isinstance(self.moe, Experts) else ()
         self.float32_parameters = (*mamba1.Block.float32_parameters, "norm_moe.weight",
                                    *(f"moe.{name}" for name in self.moe.float32_parameters))

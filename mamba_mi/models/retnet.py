@@ -95,6 +95,8 @@ class Block(Layer):
     """One layer: RMSNorm, retention of k and v, the gate, and the residual connection."""
 
     MIXED = "retained"
+    BY_HEAD = ("q", "k", "v", "gate", "k_dense", "v_dense", "retained", "gated")
+    INERT = {"decay": "a head's decay is the same whatever the prompt"}
     MATRIX = ("q", "k_dense", "decay")
     float32_parameters = ("norm.weight", "k_norm.weight", "v_norm.weight", "group_norm.weight")
 

@@ -118,11 +118,11 @@ def caveats(summary: Sequence[Mapping], knobs, width: int | None = None) -> list
     n = max((row["n"] for row in summary), default=0)
     size = summary[0]["conditions"]["window_size"] if summary else knobs.window
     windows, told = len({row["conditions"]["window_start"] for row in summary}), too_few(n) + without_ratio(summary)
-    depth = windows + size - 1
+    depth, mixing = windows + size - 1, " that mix tokens" if any("layers" in row for row in summary) else ""
     if size != knobs.window:
-        told.append(f"method.window={knobs.window}, the default, does not fit into {depth} layers: windows of {size} were used.")
+        told.append(f"method.window={knobs.window}, the default, does not fit into {depth} layers{mixing}: windows of {size} were used.")
     if 0 < windows < FEWEST_WINDOWS and size > 1:
-        told.append(f"Windows of {size} of {depth} layers: there are only {windows}, which say little about where; "
+        told.append(f"Windows of {size} of {depth} layers{mixing}: there are only {windows}, which say little about where; "
                     f"method.window={max(1, depth // 3)} shows more.")
     if knobs.best is not None:
         told.append("The prompts are those of highest probability: the mean holds for such prompts.")

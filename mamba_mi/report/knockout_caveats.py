@@ -18,6 +18,8 @@ def setting(knobs, windows: Sequence[int], scaled: bool, lm) -> dict[str, str]:
     told = {"query": QUERIES[knobs.query], "windows": sizes}
     if lm.config.d_conv == 1:
         told["blocked"] = "a token's slot in the mixing; there is no conv that carries it elsewhere (conv=scan span=token alone)"
+        if knobs.sources == ALL:
+            told["controls"] = "random tokens alone: without a conv none are within its reach, so beyond_conv would be random again"
     else:
         told |= {"conv policies": ", ".join(knobs.conv), "spans": ", ".join(knobs.span), "the query's own C and D-skip": own}
     if knobs.timescales != [ALL]:
@@ -25,8 +27,8 @@ def setting(knobs, windows: Sequence[int], scaled: bool, lm) -> dict[str, str]:
     return told
 
 
-SLOTS = ("scan, the published practice, blocks a slot of the scan, not a token: the conv has brought the token into the slots "
-         "after it, and what earlier tokens left in its slot goes with it. both takes the token out of the conv and of the scan; "
+SLOTS = ("scan, the published practice, blocks a slot of the mixing, not a token: the conv has brought the token into the slots "
+         "after it, and what earlier tokens left in its slot goes with it. both takes the token out of the conv and of the mixing; "
          "conv cuts only its way past its own slot; token+conv blocks the slots after it as well, and with them what other "
          "tokens wrote there: compare it with random tokens under the same policy.")
 
@@ -76,7 +78,7 @@ def _several_tokens(prompts) -> list[str]:
 
 
 def _of_random(summary) -> list[str]:
-    if not set(CONTROLS) & set(values(summary, "source")):
-        return []
+    drawn = set(CONTROLS) & set(values(summary, "source"))
+    beyond = "; beyond_conv keeps off the slots that the conv brings the subject to as well" if "beyond_conv" in drawn else ""
     return ["Random tokens are drawn once a prompt, as many as the subject has (without one, as the first span), outside it, the "
-            "last token apart; beyond_conv keeps off the slots that the conv brings the subject to as well."]
+            f"last token apart{beyond}."] if drawn else []

@@ -1,21 +1,34 @@
-"""The table of variants, in the report and for the README."""
+"""The tables of variants, in the report and for the README."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import Columns
+from mamba_mi.report.words import Columns, estimate, span
 
 CAVEATS = ["No published weights were ever loaded: every format was written as its publisher's code and pages describe it, and "
            "read back; what a published file holds beyond that is not known.",
            "The deviation from float64 is our own implementation's; the one from an independent implementation is of random "
            "checkpoints in the published layout."]
-HEADINGS = ["variant", "published as", "licence", "format", "embedded model", "recall", "experiments", "oracle", "float32", "float64",
-            "real weights"]
+PUBLISHED = ["variant", "what it is", "published as", "licence", "format"]
+EXACT = ["variant", "embedded model", "recall", "experiments", "oracle", "float32 off the oracle", "float64 off the oracle",
+         "real weights"]
 
 
 def table(facts: Sequence[Mapping]) -> Columns:
-    """A row a variant."""
-    return Columns(HEADINGS, [False] * len(HEADINGS), [_row(each) for each in facts], "")
+    """What each variant is, and what is published of it."""
+    rows = [[each["variant"], each["what"] + (f". {each['about']}" if each["about"] else ""),
+             _checkpoints(each) or "nothing: no public checkpoint", each["licence"], each["format"]] for each in facts]
+    return Columns(PUBLISHED, [False] * len(PUBLISHED), rows, "")
+
+
+def exact(facts: Sequence[Mapping], summary: Sequence[Mapping] = ()) -> Columns:
+    """What runs on each, and how exact it is; with a run's `summary` how far its own float32 is from float64."""
+    rows = [_exactness(each) for each in facts]
+    if not summary:
+        return Columns(EXACT, [False] * len(EXACT), rows, "")
+    off = {row["conditions"]["variant"]: estimate(row["mean"], row["ci_low"], row["ci_high"]) for row in summary}
+    rows = [[*row, off[row[0]]] for row in rows]
+    return Columns([*EXACT, "embedded, float32 off float64"], [False] * (len(EXACT) + 1), rows, "")
 
 
 def sites(facts: Sequence[Mapping]) -> Columns:
@@ -27,25 +40,34 @@ def sites(facts: Sequence[Mapping]) -> Columns:
 
 
 def findings(summary: Sequence[Mapping]) -> list[str]:
-    """How exact each variant's float32 is."""
-    return [f"{row['conditions']['variant']}: float32 logits are off float64's by {row['mean']:.1e} of the largest "
-            f"[{row['ci_low']:.1e}, {row['ci_high']:.1e}], n = {row['n']} prompts" for row in summary]
+    """How exact float32 is over the variants, and where the tables are."""
+    least, most = (pick(summary, key=lambda row: row["mean"]) for pick in (min, max))
+    return [f"{len(summary)} variants: the float32 logits of their embedded models are off float64's by {_off(least)} to {_off(most)} "
+            f"of the largest on average (n = {span([row['n'] for row in summary])} prompts).",
+            "What each variant is, what runs on it and how exact it is are three tables: in report.html, and as Markdown in "
+            "artifacts/models.json under \"markdown\"."]
+
+
+def _off(row: Mapping) -> str:
+    return f"{estimate(row['mean'], row['ci_low'], row['ci_high'])} ({row['conditions']['variant']})"
 
 
 def markdown(facts: Sequence[Mapping]) -> str:
-    """Both tables as the README has them."""
-    return "\n".join(line for columns in (table(facts), sites(facts)) for line in (*_lines(columns), ""))
+    """The tables as the README has them."""
+    return "\n".join(line for columns in (table(facts), exact(facts), sites(facts)) for line in (*_lines(columns), ""))
 
 
 def _lines(columns: Columns) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (columns.headings, ["---"] * len(columns.headings), *columns.rows)]
 
 
-def _row(each: Mapping) -> list[str]:
+def _checkpoints(each: Mapping) -> str:
+    return ", ".join(f"{name} ({of['repo']}, {_count(of['parameters'])})" for name, of in each["checkpoints"].items())
+
+
+def _exactness(each: Mapping) -> list[str]:
     embedded, recall, numerics = each["embedded"], each["embedded"]["recall"], each["numerics"]
-    ids = ", ".join(f"{name} ({of['repo']}, {_count(of['parameters'])})" for name, of in each["checkpoints"].items())
-    said = f"{each['variant']}: {each['what']}" + (f". {each['about']}" if each["about"] else "")
-    return [said, ids or "nothing: no public checkpoint", each["licence"], each["format"], f"{embedded['name']}, {embedded['parameters']:,} parameters",
+    return [each["variant"], f"{embedded['name']}, {embedded['parameters']:,} parameters",
             f"{recall['hit']:.3f} [{recall['ci_low']:.3f}, {recall['ci_high']:.3f}], n = {recall['n']}",
             ", ".join(each["experiments"]), each["oracle"], f"{numerics['float32']:.0e}", f"{numerics['float64']:.0e}",
             each["real_weights"]]

@@ -54,7 +54,7 @@ def _place(conditions: Mapping) -> str:
     return f"{site_name(conditions['site'])}{head}{layer}, {role_name(conditions['role'])}"
 
 
-def setting(knobs) -> dict[str, str]:
+def setting(knobs, lm) -> dict[str, str]:
     """What decides the result beside model, data and seed."""
     corruption = {"pair": "another subject in the same words", "resample": "any prompt of the same shape",
                   "noise": f"noise of {knobs.noise:g} standard deviations on the subject, {knobs.samples} draws"}
@@ -62,6 +62,8 @@ def setting(knobs) -> dict[str, str]:
     if knobs.subspace:
         drawn = knobs.draws if knobs.draw is None else 1
         told["subspace"] = f"{knobs.subspace.replace('_', ' ')}, rank {knobs.rank}, {drawn} draws a family"
+    if len(lm.mixing) < lm.config.n_layer:
+        told["layers that mix tokens"] = f"{', '.join(map(str, lm.mixing))} of {lm.config.n_layer}"
     return told | {key: str(getattr(knobs, key)) for key in ("heads", "dims") if getattr(knobs, key) is not None}
 
 
@@ -85,18 +87,24 @@ def beside_chance(summary: Sequence[Mapping], direction: str, site: str, role: s
     return [f"{text}."]
 
 
-def caveats(summary: Sequence[Mapping], knobs) -> list[str]:
-    """What a reader must know before believing a patching run with these knobs."""
+def caveats(summary: Sequence[Mapping], knobs, width: int | None = None) -> list[str]:
+    """What a reader must know before believing a patching run with these knobs; `width` is the conv's (1: none; None: not known)."""
     n = max((row["n"] for row in summary), default=0)
     told = [
         f"Prompts whose clean and corrupt logit differences lie within {knobs.tau} are left out of the ratio; "
         "the column excluded counts them.",
         "Patching shows where information that distinguishes the two prompts is used, not how it is computed. "
         "A site can be sufficient without being necessary, where the model holds the information twice.",
-        "The conv of width 4 carries a token's content into the next three positions of the scan, so a site after "
-        "the conv can show a token's information one to three positions after the token.",
+        *([] if width == 1 else [_conv(width)]),
     ]
     return too_few(n) + told + _of_corruption(knobs) + _of_subspace(summary, knobs)
+
+
+def _conv(width: int | None) -> str:
+    what, reach = ("A conv", "few") if width is None else (f"The conv of width {width}", str(width - 1))
+    after = "shortly" if width is None else "1 position" if width == 2 else f"1 to {width - 1} positions"
+    return (f"{what} carries a token's content into the next {reach} positions before tokens are mixed, so a site after the conv can "
+            f"show a token's information {after} after the token.")
 
 
 def _of_corruption(knobs) -> list[str]:

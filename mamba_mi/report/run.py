@@ -9,6 +9,8 @@ from mamba_mi.report.figures import draw, save
 from mamba_mi.report.html import Page, render
 from mamba_mi.report.tables import RunTables, read_run
 
+NOT_YET = ("status", "ended", "seconds")  # of a manifest: known only when the run has ended, its report among the rest
+
 
 def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[str, list[Path]]:
     """The report's HTML and the figures it shows, drawn from the run's own files.
@@ -21,16 +23,16 @@ def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[st
         figure, caption = draw(name, tables)
         drawn.append((save(figure, folder, name), caption))
     page = Page(
-        title=f"{experiment.title} · {tables.config['model']['name']}",
+        title=f"{experiment.title} · {tables.config['model']['name']}" if experiment.of_one_model else experiment.title,
         question=experiment.question,
-        setting={**_setting(tables), **experiment.setting_in_words()},
+        setting={**(_model(tables) if experiment.of_one_model else {}), **_setting(tables), **experiment.setting_in_words()},
         findings=experiment.findings(tables.summary),
         table=experiment.headline(tables.summary),
         figures=drawn,
         caveats=[*_measured(tables), *experiment.caveats(tables.summary)],
         reproduce=tables.manifest.get("command", ""),
         config_yaml=yaml.safe_dump(tables.config, sort_keys=False, allow_unicode=True),
-        manifest=tables.manifest,
+        manifest={key: value for key, value in tables.manifest.items() if key not in NOT_YET},
         selection=selected,
         complete=tables.summary,
         listings=experiment.listings(tables),
@@ -38,13 +40,16 @@ def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[st
     return render(page), [path for path, _ in drawn]
 
 
+def _model(tables: RunTables) -> dict[str, str]:
+    model = tables.config["model"]
+    return {"model": f"{model['name']} ({model['path'] or model['hub'] or 'embedded'})", "is a": _kind(tables.manifest.get("model") or {})}
+
+
 def _setting(tables: RunTables) -> dict[str, str]:
     config, manifest = tables.config, tables.manifest
-    model, dataset = config["model"], config["dataset"]
+    dataset = config["dataset"]
     backend = manifest.get("backend") or {}
     return {
-        "model": f"{model['name']} ({model['path'] or model['hub'] or 'embedded'})",
-        "is a": _kind(manifest.get("model") or {}),
         "data": dataset["name"] + (f" ({dataset['path']})" if dataset.get("path") else ""),
         "arithmetic": f"{manifest.get('dtype', config['dtype'])}, backend {backend.get('used', '?')} on "
                       f"{manifest.get('device', '?')}, {_threads(manifest)}",
@@ -62,7 +67,7 @@ def _kind(model: dict) -> str:
     """What the checkpoint is, whatever it is called: a name and a folder may contradict each other."""
     if not model:
         return "not recorded"
-    about = f"; {model['about']}" if model.get("about") else ""
+    about = f". {model['about']}" if model.get("about") else ""
     return f"{model['variant']}, {model['layers']} layers, {model['parameters']:,} parameters{about}"
 
 

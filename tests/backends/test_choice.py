@@ -17,6 +17,12 @@ def test_auto_chooses_one_that_runs_and_says_which():
     assert not backends.get(choice.used).missing()
 
 
+def test_a_name_that_is_far_from_all_is_given_no_guess():
+    for asked in ("triton", "cuda"):
+        with pytest.raises(UserError, match=f"^backend={asked}: no such backend; there are auto, attention, chunked, reference$"):
+            backends.choose(asked, "cpu")
+
+
 @pytest.mark.parametrize(("asked", "near"), [("chunk", "did you mean 'chunked'"), ("refrence", "'reference'"),
                                              ("__init__", "no such backend"), ("", "no such backend")])
 def test_a_backend_that_is_none_is_refused_with_those_there_are(asked, near):

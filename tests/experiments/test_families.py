@@ -2,11 +2,12 @@
 import pytest
 import torch
 
-from mamba_mi import Knockout, UserError, evaluate, load, models
-from mamba_mi.data import Batch, facts
+from mamba_mi import Edit, Knockout, Scale, Site, Trace, UserError, evaluate, load, models
+from mamba_mi.data import Batch, batches, facts
 from mamba_mi.experiments import Setting, get, knobs_of
 from mamba_mi.experiments._knockouts import policies, windows, with_layers
 from mamba_mi.report.words import SITES, layers
+from mamba_mi.trace import NeverReached
 
 ONE = {name: lm for name, lm in ((name, load(name, device="cpu", cached=False)) for name in models.EMBEDDED)}
 
@@ -59,6 +60,57 @@ def test_without_a_conv_there_is_one_policy_and_another_is_refused():
     for name in ("info_flow", "heatmap"):
         with pytest.raises(UserError, match="this model has no conv"):
             made(name, "tiny-retnet", conv=["both"]).check()
+
+
+def test_without_a_conv_no_tokens_are_beyond_its_reach_and_the_setting_says_so():
+    prompts = facts.load(facts.Knobs(), ONE["tiny"].tokenizer, seed=0).prompts[:2]
+    for model, there in (("tiny", True), ("tiny-hyena", True), ("tiny-retnet", False)):
+        experiment = made("info_flow", model)
+        experiment.batches(prompts)
+        assert ("beyond_conv" in experiment.sources) is there and "random" in experiment.sources
+        assert ("beyond_conv would be random again" in experiment.setting_in_words().get("controls", "")) is not there
+    with pytest.raises(UserError, match="method.sources=beyond_conv: tiny-retnet has no conv.*give random$"):
+        made("info_flow", "tiny-retnet", sources=["last", "beyond_conv"]).check()
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-retnet"])
+def test_where_there_are_heads_they_can_be_exchanged_at_what_mixing_gives(model):
+    experiment, prompts = made("patching", model, sites=["mixed"], heads="all"), facts.load(facts.Knobs(), ONE[model].tokenizer, seed=0).prompts
+    experiment.check()
+    batch = batches(prompts[:2], 2)[0]
+    assert {cell.head for cell in experiment.cells(batch)} == set(range(ONE[model].config.mixes_by[1]))
+
+
+def test_a_site_of_another_family_is_named_as_such_and_no_near_miss_is_guessed():
+    for model, asked, said in (
+            ("tiny-hyena", "state", "method.sites=state: tiny-hyena is a hyena and has embed, resid,.*; state is a site of .*mamba2"),
+            ("tiny-hyena", "hook_h", r"method.sites=hook_h \(state\): tiny-hyena .*; state is a site of .*mamba1"),
+            ("tiny", "router", "method.sites=router: tiny is a mamba2 .*; router is a site of moe$"),
+            ("tiny", "residd", "method.sites=residd: tiny .*; did you mean 'resid'.$")):
+        with pytest.raises(UserError, match=f"^{said}") as caught:
+            made("patching", model, sites=[asked])
+        assert "did you mean" not in str(caught.value) or asked == "residd"
+
+
+@pytest.mark.parametrize("model, site, why", [("tiny-moe", "margin", "only be read"), ("tiny-hyena", "filter", "whatever the prompt"),
+                                              ("tiny-retnet", "decay", "whatever the prompt")])
+def test_a_site_where_an_exchange_can_do_nothing_is_refused_before_prompts_are_chosen(model, site, why):
+    with pytest.raises(UserError, match=f"^method.sites={site}: no exchange there can change anything in {model}: .*{why}"):
+        made("patching", model, sites=[site]).check()
+
+
+@pytest.mark.parametrize("model, site, why", [
+    ("tiny-hyena", Site(3, "dt"), r"tiny-hyena is a hyena and has no dt; its sites \(lm.sites\) are embed, resid,.*, final_norm$"),
+    ("tiny-moe", Site(3, "dt"), "tiny-moe has dt in layers 0, 2, 4, not in 3$"), ("tiny", Site(3, "embed"), "tiny has embed in layer -1, not in 3$")])
+def test_a_site_that_a_family_lacks_is_told_of_before_the_pass(model, site, why):
+    lm, tokens_BL = ONE[model], torch.tensor([[1, 2, 3]])
+    for asked in ({"keep": [site]}, {"interventions": [Edit(site, 0, Scale(1.0))]}):
+        trace = Trace(**asked)
+        with pytest.raises(NeverReached, match=f"^never reached: {site}; {why}"):
+            lm(tokens_BL, trace=trace)
+        assert {met.layer for met in trace.counts} == {-1}
+    with pytest.raises(NeverReached, match=f"^never reached: {site}; {why}"):
+        evaluate(lm, tokens_BL, [(Edit(site, 0, Scale(1.0)),)], lambda x: x)
 
 
 def test_dense_ways_are_cut_where_they_can_be():

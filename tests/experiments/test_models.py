@@ -1,5 +1,7 @@
 """The table of variants: every one is in it, with what it really has and what really runs."""
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,10 +76,11 @@ def test_a_row_is_told_with_its_interval_and_tested_against_nothing(experiment):
            "p": 0.1, "p_adjusted": 0.1, "p_bh": 0.1, "effect_size": 2.0}
     told, = experiment.completed([row], None, [])
     assert told == row | {"p": None, "p_adjusted": None, "p_bh": None, "effect_size": None}
-    assert experiment.headline([told]) == [{key: row[key] for key in ("conditions", "n", "mean", "ci_low", "ci_high")}]
+    assert experiment.headline([told]) == []  # it stands in its variant's row
     assert experiment.findings([told]) == models_words.findings([told]) and experiment.caveats([told]) == models_words.CAVEATS
-    assert [(title, columns.headings[1]) for title, columns in experiment.listings(None)] == [
-        ("The variants", "published as"), ("Their sites", "sites")]
+    rows = [told | {"conditions": {"variant": variant}} for variant in experiment.models]
+    assert [(title, columns.headings[1]) for title, columns in experiment.listings(SimpleNamespace(summary=rows))] == [
+        ("The variants", "what it is"), ("What runs on them, and how exact", "embedded model"), ("Their sites", "sites")]
 
 
 @pytest.mark.parametrize("knob, least", [("prompts", 2), ("batch", 1), ("resamples", 20)])
@@ -96,10 +99,23 @@ def test_the_deviation_is_that_of_float32_from_float64(experiment):
         assert 0 < row["value"] <= 1e-4 and row["value"] == pytest.approx(float(off), rel=1e-6)
 
 
-def test_the_markdown_has_a_row_a_variant_in_both_tables(experiment):
-    lines = models_words.markdown(experiment.facts).splitlines()
+def test_the_markdown_has_a_row_a_variant_in_every_table_and_is_the_readmes(experiment):
+    markdown = models_words.markdown(experiment.facts)
     for variant in variants.modules():
-        assert sum(line.startswith((f"| {variant}:", f"| {variant} |")) for line in lines) == 2
+        assert sum(line.startswith(f"| {variant} |") for line in markdown.splitlines()) == 3
+    assert markdown in (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_report_has_the_tables_with_this_runs_numbers_and_the_words_say_where_they_are(experiment):
+    summary = [{"conditions": {"variant": variant}, "mean": mean, "ci_low": mean / 2, "ci_high": 2 * mean, "n": 4}
+               for variant, mean in zip(variants.modules(), (2e-7, 4e-7, 1e-7, 3e-7, 2e-7, 2e-7), strict=True)]
+    _, (_, exact), _ = experiment.listings(SimpleNamespace(summary=summary))
+    off = {row[0]: row[-1] for row in exact.rows}
+    least, most = list(variants.modules())[2], list(variants.modules())[1]
+    assert off[least] == "1.0e−07 [5.0e−08, 2.0e−07]" and experiment.headline(summary) == []
+    first, where = experiment.findings(summary)
+    assert first.startswith("6 variants") and f"{off[least]} ({least}) to {off[most]} ({most})" in first and "n = 4" in first
+    assert "report.html" in where and 'artifacts/models.json under "markdown"' in where
 
 
 def test_what_is_read_again_is_what_was_found(experiment, tmp_path):
@@ -107,7 +123,8 @@ def test_what_is_read_again_is_what_was_found(experiment, tmp_path):
     (tmp_path / "artifacts" / "models.json").write_text(json.dumps(experiment.artefacts()["models"]))
     again = models.Models(experiment.knobs, None, experiment.setting)
     again.recall(tmp_path)
-    assert again.facts == experiment.facts and again.listings(None) == experiment.listings(None)
+    run = SimpleNamespace(summary=[])
+    assert again.facts == experiment.facts and again.listings(run) == experiment.listings(run)
 
 
 def test_another_model_is_refused_in_a_line(experiment):

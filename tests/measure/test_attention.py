@@ -94,3 +94,16 @@ def test_what_is_not_there_is_refused(variant, asked, said):
     with pytest.raises(UserError, match=said) as caught:
         mamba_mi.attention(small(variant), **{"prompt": tokens(1, 5), "layer": 0, **asked})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-mamba1", "tiny-hyena", "tiny-retnet"])
+def test_a_row_a_head_or_a_layer_beyond_those_there_are_is_refused_in_every_family(model):
+    lm = load(model, device="cpu", cached=False)
+    parts, count = lm.config.mixes_by
+    for asked, said in (({parts: [0, count]}, f"^{parts}=.0, {count}.: there are 0-{count - 1},"), ({"rows": [5]}, "^rows=.*0-4"),
+                        ({"layer": 6}, "^layer=.*0-5")):
+        with pytest.raises(UserError, match=said):
+            mamba_mi.attention(lm, tokens(1, 5), **{"layer": 0, **asked})
+    some = mamba_mi.attention(lm, tokens(1, 5), 0, rows=[-1], **{parts: [count - 1]})
+    whole = mamba_mi.attention(lm, tokens(1, 5), 0, **{parts: range(count)})
+    torch.testing.assert_close(some, whole[:, [-1]][:, :, [-1]])

@@ -9,9 +9,10 @@ from oracles import deviation, retnet
 from oracles.retnet import CONFIGS, RETNET
 from safetensors.torch import load_file
 
-from mamba_mi import Edit, Replace, Scale, Site, Trace, UserError, load, models
+from mamba_mi import Edit, Part, Replace, Scale, Site, Trace, UserError, attention, load, models
 from mamba_mi.backends import retention
 from mamba_mi.config import stream
+from mamba_mi.interventions.patches import head_dims
 from mamba_mi.models import checkpoints
 from tests.available import BACKENDS
 
@@ -283,11 +284,23 @@ def test_a_layer_that_is_given_the_stream_alone_says_what_it_needs(written):
     assert lm.through(lm.embed(tokens_BL))[0].shape[-1] == 24
 
 
+def test_an_edit_of_one_heads_query_changes_that_heads_map_alone(written):
+    """So the coordinates of a head follow one another: what a site of BY_HEAD promises."""
+    lm = load(written("retnet")[0], dtype="float64")
+    clean = attention(lm, ids(1, 6), 1)
+    for head in range(2):
+        for name in ("q", "k_dense"):
+            dims = head_dims(lm, name, head)
+            edit = Edit(Site(1, name), 3, Part(Replace(torch.linspace(-1, 1, lm.widths[name][0], dtype=torch.float64)), dims))
+            moved = (attention(lm, ids(1, 6), 1, interventions=[edit]) - clean).abs().amax((0, 2, 3))
+            assert moved[head] > 1e-9 and moved[1 - head] == 0
+
+
 def test_its_sites_are_its_own(written):
     lm = load(written("retnet")[0])
     assert {"q", "k", "v", "decay", "gate"} <= set(lm.sites.names) and "dt" not in lm.sites
     assert Site(0, "k_gate") not in lm.sites and Site(1, "k_gate") in lm.sites
-    with pytest.raises(LookupError, match="never reached: 1.dt;.* gate, gated, k, k_dense"), Trace(keep=[Site(1, "dt")]) as trace:
+    with pytest.raises(LookupError, match="never reached: 1.dt; .* has no dt; its sites .* embed, resid, normed, q, k, v, gate"), Trace(keep=[Site(1, "dt")]) as trace:
         lm(ids(1, 3), trace=trace)
     assert lm.widths["q"] == (16,) and lm.widths["decay"] == (2,) and lm.widths["retained"] == (48,)
     assert lm.mixing == (0, 1, 2, 3) and lm.config.mixes_by == ("heads", 2)

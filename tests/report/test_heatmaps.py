@@ -149,5 +149,7 @@ def test_setting_and_caveats_tell_what_the_knobs_do_to_the_result():
     assert "of highest probability" in told and "no logit difference" in told
     shallow = " ".join(caveats([cell("last", start, 0.0, size=1) for start in range(3)], knobs()))
     assert "the default, does not fit into 3 layers: windows of 1" in shallow and "there are only" not in shallow
+    some = [cell("last", start, 0.0, size=1) | {"layers": [start]} for start in (0, 2, 4)]
+    assert "does not fit into 3 layers that mix tokens: windows of 1" in " ".join(caveats(some, knobs()))
     deep = [cell("last", start, 0.0, metric=metric, size=5) for start in range(44) for metric in (RELATIVE, "logit_difference")]
     assert len(caveats(deep, knobs())) == 3 and len(caveats([], knobs())) == 5

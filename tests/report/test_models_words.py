@@ -10,9 +10,12 @@ FACTS = {"variant": "x", "what": "layers that mix", "licence": "MIT", "format": 
          "sites": ["resid", "out"], "backends": ["chunked", "reference"], "experiments": ["patching", "train"],
          "numerics": {"float32": 5e-7, "float64": 1e-15}, "real_weights": "never tried"}
 BARE = {**FACTS, "variant": "y", "about": "It is another model.", "checkpoints": {}, "options": {}}
-CELLS = {"variant": "x: layers that mix", "published as": "x-1b (org/X-1B, 1.37B), x-2b (org/X-2B, 129M)", "licence": "MIT", "format": "one file",
-         "embedded model": "tiny-x, 12,345 parameters", "recall": "0.900 [0.850, 0.950], n = 64", "experiments": "patching, train",
-         "oracle": "a sum in numpy", "float32": "5e-07", "float64": "1e-15", "real weights": "never tried"}
+CELLS = {"variant": "x", "what it is": "layers that mix", "published as": "x-1b (org/X-1B, 1.37B), x-2b (org/X-2B, 129M)",
+         "licence": "MIT", "format": "one file"}
+EXACT = {"variant": "x", "embedded model": "tiny-x, 12,345 parameters", "recall": "0.900 [0.850, 0.950], n = 64",
+         "experiments": "patching, train", "oracle": "a sum in numpy", "float32 off the oracle": "5e-07",
+         "float64 off the oracle": "1e-15", "real weights": "never tried"}
+ROW = {"conditions": {"variant": "x"}, "mean": 3.2e-7, "ci_low": 2.1e-7, "ci_high": 4.4e-7, "n": 64}
 SITES = {"variant": "x", "sites": "resid out", "backends": "chunked reference",
          "options": "model.modulate: True or False; model.act: gelu or silu"}
 
@@ -24,12 +27,17 @@ def cells(columns, row=0):
 
 def test_a_fact_stands_under_its_heading():
     assert cells(words.table([FACTS, BARE])) == CELLS
-    assert cells(words.sites([FACTS, BARE])) == SITES
+    assert cells(words.exact([FACTS, BARE])) == EXACT and cells(words.sites([FACTS, BARE])) == SITES
+
+
+def test_a_runs_own_deviation_stands_in_its_variants_row():
+    other = {**ROW, "conditions": {"variant": "y"}, "mean": 1e-6, "ci_low": 1e-6, "ci_high": 1e-6}
+    assert cells(words.exact([FACTS, BARE], [other, ROW])) == EXACT | {"embedded, float32 off float64": "3.2e−07 [2.1e−07, 4.4e−07]"}
 
 
 def test_what_is_not_there_is_said():
     found, sites = cells(words.table([FACTS, BARE]), 1), cells(words.sites([FACTS, BARE]), 1)
-    assert found["variant"] == "y: layers that mix. It is another model."
+    assert found["what it is"] == "layers that mix. It is another model."
     assert found["published as"] == "nothing: no public checkpoint" and sites["options"] == "none"
 
 
@@ -37,12 +45,15 @@ def test_the_markdown_is_both_tables_with_their_rules():
     def lines(row):
         return [f"| {' | '.join(row)} |", f"|{' --- |' * len(row)}", f"| {' | '.join(row.values())} |", ""]
 
-    assert words.markdown([FACTS]) == "\n".join(lines(CELLS) + lines(SITES))
+    assert words.markdown([FACTS]) == "\n".join(lines(CELLS) + lines(EXACT) + lines(SITES))
 
 
-def test_a_finding_has_its_mean_interval_and_n():
-    row = {"conditions": {"variant": "x"}, "mean": 3.2e-7, "ci_low": 2.1e-7, "ci_high": 4.4e-7, "n": 64}
-    assert words.findings([row]) == ["x: float32 logits are off float64's by 3.2e-07 of the largest [2.1e-07, 4.4e-07], n = 64 prompts"]
+def test_a_finding_names_the_least_and_the_most_exact_with_intervals_and_n():
+    other = {**ROW, "conditions": {"variant": "y"}, "mean": 1e-6, "ci_low": 9e-7, "ci_high": 2e-6}
+    first, where = words.findings([other, ROW])
+    assert first == ("2 variants: the float32 logits of their embedded models are off float64's by 3.2e−07 [2.1e−07, 4.4e−07] (x) to "
+                     "1.0e−06 [9.0e−07, 2.0e−06] (y) of the largest on average (n = 64 prompts).")
+    assert "report.html" in where and "artifacts/models.json" in where
 
 
 @pytest.mark.parametrize("said", ["No published weights were ever loaded", "is our own implementation's; the one from an independent "

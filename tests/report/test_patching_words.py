@@ -55,8 +55,25 @@ def test_a_curve_in_which_nothing_stands_out_and_a_single_layer_have_no_turn():
 
 
 def test_the_setting_tells_the_corruption_and_the_subspace():
-    told = setting(knobs(metrics=["logit_difference"], rank=8, heads=None, dims=None, corruption="noise"))
+    told = setting(knobs(metrics=["logit_difference"], rank=8, heads=None, dims=None, corruption="noise"), model(range(6)))
     assert told["corrupted run"].startswith("noise of 3 standard") and "rank 8, 25 draws" in told["subspace"]
+
+
+def model(mixing, layers=6):
+    return SimpleNamespace(mixing=tuple(mixing), config=SimpleNamespace(n_layer=layers))
+
+
+def test_the_setting_says_which_layers_mix_tokens_where_not_all_do():
+    asked = knobs(metrics=["logit_difference"], rank=8, heads=None, dims=None)
+    assert setting(asked, model((0, 2, 4)))["layers that mix tokens"] == "0, 2, 4 of 6"
+    assert "layers that mix tokens" not in setting(asked, model(range(6)))
+
+
+def test_the_caveat_of_the_conv_is_of_the_models_own_width():
+    of_conv = [" ".join(line for line in caveats(rows(), knobs(), width) if "conv" in line) for width in (4, 3, 1, None)]
+    assert "The conv of width 4 carries a token's content into the next 3 positions" in of_conv[0] and "1 to 3 positions" in of_conv[0]
+    assert "The conv of width 3 carries a token's content into the next 2 positions" in of_conv[1] and "1 to 2 positions" in of_conv[1]
+    assert of_conv[2] == "" and of_conv[3].startswith("A conv carries") and not any("scan" in said for said in of_conv)
 
 
 def test_the_caveats_tell_how_well_the_controls_match_and_what_the_split_means():

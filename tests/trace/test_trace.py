@@ -36,7 +36,7 @@ def test_a_trace_serves_one_prompt():
 
 
 @pytest.mark.parametrize("site", [Site(3, "dt"), Site(0, "q"), Site(-1, "dt"), Site(0, "embed")])
-def test_a_site_that_is_not_there_raises_on_leaving(site):
+def test_a_site_that_is_not_there_raises(site):
     with pytest.raises(NeverReached, match=str(site)), Trace(keep=[site]) as trace:
         small("mamba1")(tokens(1, 4), trace=trace)
 
