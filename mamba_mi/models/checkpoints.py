@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.config import UserError
 from mamba_mi.models import hugging_face, state_spaces, variants
 from mamba_mi.models.weights import WEIGHTS, WHOLE, fingerprint, parts, read_weights, some, weights_file
 
@@ -35,8 +35,10 @@ class Published(NamedTuple):
     layout: ModuleType
 
 
-def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, options: Mapping | None = None) -> Published:
-    """What the folder's config.json, or for a format without one its tensors (`weights()`), say; `options` as the user says."""
+def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, options: Mapping | None = None,
+                meant: variants.Meant | None = None) -> Published:
+    """What the folder's config.json, or for a format without one its tensors (`weights()`), say; `options` as the user says.
+    Another variant than the one that is `meant` raises."""
     path, raw = folder / "config.json", None
     if path.is_file():
         try:
@@ -49,7 +51,20 @@ def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, opti
     where = str(path if raw is not None else folder)
     layout = _layout(raw, where, weights)
     module, config = layout.parse(raw, where, weights)
-    return Published(module, _with_options(module, config, options or {}), layout)
+    if meant and meant.variant != config.variant:
+        raise UserError(_mixed_up(meant, config.variant))
+    variants.check_options(config.variant, options or {})
+    said = {name: value for name, value in (options or {}).items() if value is not None}
+    return Published(module, replace(config, **said), layout)
+
+
+def _mixed_up(meant: variants.Meant, found: str) -> str:
+    if meant.source == f"model={meant.name}":
+        return f"{meant.source} is a {found}, not model.variant={meant.variant}: leave model.variant out"
+    known = {name: read_config(folder).config.variant for name, folder in (variants.embedded() | variants.recipes()).items()}
+    known |= dict.fromkeys(variants.modules()[found].PUBLISHED, found)
+    return (f"{meant.source} holds a {found}, but model={meant.name} is a {meant.variant}: give a model= of that family "
+            f"({', '.join(name for name in known if known[name] == found)})")
 
 
 def parse_config(raw: Mapping, where: str = "config") -> tuple[ModuleType, object]:
@@ -74,17 +89,6 @@ def _layout(raw, where, weights) -> ModuleType:
     said = "no d_model" if kind is None else f"model_type={kind!r}"
     raise UserError(f"{where}: the config of no model built here ({said}); it needs d_model, n_layer, vocab_size and "
                     f"ssm_cfg (state-spaces), or model_type {' or '.join(hugging_face.MODULES)} (Hugging Face)")
-
-
-def _with_options(module, config, asked: Mapping):
-    known = variants.options(module)
-    for name, value in asked.items():
-        if name not in known:
-            raise UserError(f"model.{name}: a {config.variant} has no such option; it has {', '.join(known) or 'none'}")
-        if value is not None and value not in known[name]:
-            raise UserError(f"model.{name}={value}: there are {', '.join(map(str, known[name]))}"
-                            f"{did_you_mean(str(value), [str(x) for x in known[name]])}")
-    return replace(config, **{name: value for name, value in asked.items() if value is not None})
 
 
 def published_config(config) -> dict:

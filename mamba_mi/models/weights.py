@@ -20,6 +20,10 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 
 
+class Unsaid(UserError):
+    """A config leaves to its tensors what is asked of it."""
+
+
 def weights_file(folder: Path) -> Path:
     """The folder's weights, or the index of its shards; safetensors first."""
     held = sorted(path.name for path in folder.iterdir())

@@ -14,6 +14,7 @@ import torch
 from mamba_mi import models
 from mamba_mi.cli import main
 from mamba_mi.experiments._reproduce_cells import blocked
+from mamba_mi.models.checkpoints import read_config
 from tests.experiments.reproducing import CONFIGS, PROMPTS, checkpoint, made, write
 
 CELLS = 2 + 9 * 3
@@ -33,7 +34,7 @@ def model(request, tmp_path_factory):
 
 
 def run(monkeypatch, place, model, reference, *more):
-    words = [f"model.path={model}", f"reference.path={write(reference, place / 'mine.json')}", f"paths.logs={place / 'logs'}"]
+    words = [f"model.path={model}", f"model.variant={read_config(model).config.variant}", f"reference.path={write(reference, place / 'mine.json')}", f"paths.logs={place / 'logs'}"]
     launch(monkeypatch, *words, *more)
     return next((place / "logs").glob("reproduce/*/*/manifest.json")).parent
 
@@ -176,7 +177,7 @@ def test_a_reference_goes_with_no_other_experiment(given, tmp_path, monkeypatch,
 @pytest.mark.parametrize("words, said", [
     (["reference=none"], "reference=none: there are knockout-130m, mamba2-1.3b-gold, published"),
     (["reference.path=nowhere.json"], "reference.path=nowhere.json: no such file"),
-    (["model=mamba-130m", "model.path=HERE", "model.tokenizer=null"], "mamba-130m is a mamba1 of 24 layers, and this checkpoint is a mamba2 of 4"),
+    (["model=mamba2-130m", "model.path=HERE", "model.tokenizer=null"], "mamba2-130m is a mamba2 of 24 layers, and this checkpoint is a mamba2 of 4"),
     (["model=mamba2-1.3b", "reference=mamba2-1.3b-gold", "model.path=HERE", "model.tokenizer=null"], "mamba2-1.3b is a mamba2 of 48 layers"),
     (["reference.path=OWN", "model.path=HERE", "method.numbers=[mean]"], "did you mean 'means'"),
     (["reference.path=OWN", "model.path=HERE", "method.numbers=[means]"], "has answers, knockouts only"),

@@ -223,8 +223,10 @@ def test_a_config_that_lacks_sizes_says_which(raw, message):
 
 
 def test_wrong_options_are_one_line(written):
-    with pytest.raises(UserError, match="model.modulate=maybe: there are True, False"):
+    with pytest.raises(UserError, match="model.modulate=maybe: there are true, false"):
         load(written()[0], options={"modulate": "maybe"})
+    with pytest.raises(UserError, match="model.modulate=1: there are true, false"):  # though 1 == True
+        load(written()[0], options={"modulate": 1})
     with pytest.raises(UserError, match="model.expert_activation: a hyena has no such option; it has modulate"):
         load(written()[0], options={"expert_activation": "gelu"})
 
