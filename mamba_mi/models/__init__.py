@@ -122,12 +122,14 @@ def _folder(asked: str, options: Mapping | None = None, meant: variants.Meant | 
     if (path := Path(asked).expanduser()).is_dir():
         return path
     if path.exists():
-        raise UserError(f"{asked}: a checkpoint is a folder with config.json and weights, not a file")
+        raise UserError(f"{asked}: a file; give the folder that holds it: model.path={path.parent}")
     repo = HUB.get(asked, asked)
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+    if repo.count("/") > 1 or repo.startswith((".", "/", "~")):
+        raise UserError(f"{asked}: no such folder; give a checkpoint's folder, a model's name or a hub id (org/name)")
+    if "/" not in repo:
         known = (*EMBEDDED, *HUB, *RECIPES)
-        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)}{did_you_mean(asked, known)}, "
-                        "and hub ids (org/name)")
+        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)} and hub ids (org/name)"
+                        f"{did_you_mean(asked, known)}")
     return hub.download(repo, meant)
 
 

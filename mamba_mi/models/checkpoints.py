@@ -1,6 +1,7 @@
 """Published checkpoints to our models and back, strictly: every tensor is accounted for, every shape checked.
 
 A layout is a module that says how a format is known and what its names mean:
+    KNOWN_BY                               in words, by what its config.json is known
     recognises(raw, names) -> bool         by its config.json, or its tensors' names where it has none (raw is None)
     parse(raw, where, weights) -> module, Config; `weights()` say what no config does, None where they are not there
     their_name(name, config) -> str        what a tensor of ours is called there
@@ -21,10 +22,22 @@ import torch
 
 from mamba_mi.config import UserError
 from mamba_mi.models import hugging_face, state_spaces, variants
-from mamba_mi.models.weights import WEIGHTS, WHOLE, fingerprint, parts, read_weights, some, weights_file
+from mamba_mi.models.weights import (
+    WEIGHTS,
+    WHOLE,
+    check_finite,
+    fingerprint,
+    parts,
+    read_weights,
+    some,
+    weights_file,
+)
 
 __all__ = ["WEIGHTS", "Published", "cast", "fill", "fingerprint", "parse_config", "parts", "published_config",
            "read_config", "read_weights", "save", "weights_file"]
+
+
+AGAIN = "download it again, from where the weights came"
 
 
 class Published(NamedTuple):
@@ -43,9 +56,10 @@ def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, opti
     if path.is_file():
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            raw = raw if isinstance(raw, Mapping) else {}
         except (ValueError, UnicodeDecodeError) as e:
-            raise UserError(f"{path}: not valid JSON ({e})") from None
+            raise UserError(f"{path}: not valid JSON ({e}); {AGAIN}") from None
+        if not isinstance(raw, Mapping):
+            raise UserError(f'{path}: not an object {{"name": value, …}}; {AGAIN}')
     elif weights is None:
         raise UserError(f"{folder}: no config.json; a checkpoint is a folder with config.json and {' or '.join(WHOLE)}")
     where = str(path if raw is not None else folder)
@@ -84,11 +98,12 @@ def _layout(raw, where, weights) -> ModuleType:
         if layout.recognises(raw, names):
             return layout
     if raw is None:
-        raise UserError(f"{where}: no config.json, and its tensors are those of no model built here ({some(sorted(names))})")
+        raise UserError(f"{where}: no config.json, and its tensors alone do not say what they are ({some(sorted(names), 2)}); "
+                        "download config.json too, from where they came")
     kind = raw.get("model_type")
     said = "no d_model" if kind is None else f"model_type={kind!r}"
-    raise UserError(f"{where}: the config of no model built here ({said}); it needs d_model, n_layer, vocab_size and "
-                    f"ssm_cfg (state-spaces), or model_type {' or '.join(hugging_face.MODULES)} (Hugging Face)")
+    layouts = "; ".join(dict.fromkeys(layout.KNOWN_BY for layout in reversed(_layouts())))
+    raise UserError(f"{where}: the config of no model built here ({said}); there are {layouts}")
 
 
 def published_config(config) -> dict:
@@ -104,6 +119,7 @@ def _writer(config) -> ModuleType:
 def fill(lm, weights: Mapping[str, torch.Tensor], where: Path, dtype: torch.dtype, device: str,
          layout: ModuleType = state_spaces) -> None:
     """Give a model built on the meta device its weights; missing, unexpected and misshapen tensors raise, all named."""
+    check_finite(weights, where)
     their_name = {name: layout.their_name(name, lm.config) for name in lm.state_dict()}
     ours = {their_name[name]: x for name, x in lm.state_dict().items()}
     theirs = dict(weights)
@@ -114,7 +130,8 @@ def fill(lm, weights: Mapping[str, torch.Tensor], where: Path, dtype: torch.dtyp
     if missing or unexpected:
         raise UserError(f"{where}: tensors do not fit a {lm.config.variant} of {lm.config.n_layer} layers: "
                         f"missing {some(missing)}; unexpected {some(unexpected)}")
-    wrong = [f"{name} is {tuple(theirs[name].shape)}, config says {tuple(x.shape)}"
+    says = "config says" if (where.parent / "config.json").is_file() else "the other tensors say"
+    wrong = [f"{name} is {tuple(theirs[name].shape)}, {says} {tuple(x.shape)}"
              for name, x in ours.items() if theirs[name].shape != x.shape]
     if wrong:
         raise UserError(f"{where}: {some(wrong)}")

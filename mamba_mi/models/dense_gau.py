@@ -19,6 +19,7 @@ SIZES = {"hidden_size": "d_model", "num_hidden_layers": "n_layer", "vocab_size":
          "num_attention_heads": "heads", "dense_block_layers": "dense_layers", "v_factor": "v_factor"}
 BUILT = {"hidden_act": "silu", "deepnorm": False, "retnorm": False, "tie_word_embeddings": False}
 ANGLE, DECAY = "model.retnet_rel_pos.angle", "model.retnet_rel_pos.decay"
+KNOWN_BY = "model_type llama with query_key_dim (DenseSSM)"
 CLASS = "modeling_dense_gau_retnet.LlamaForCausalLM"
 
 
