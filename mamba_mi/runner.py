@@ -124,7 +124,7 @@ def build(settings: Mapping) -> Built:
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
                                          reference=settings["reference"]))
     experiment.check()
-    dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed))
+    dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed, lm.config.max_length))
     return Built(dict(settings), lm, dataset, experiment)
 
 

@@ -184,7 +184,7 @@ def test_a_reference_goes_with_no_other_experiment(given, tmp_path, monkeypatch,
     (["reference.path=OWN", "model.path=HERE", "method.tolerance=-1"], "give a number from 0 on, or null"),
     (["reference.path=DEEP", "model.path=HERE"], "a window of 2 layers that starts in layer 3; this model has layers 0-3"),
     (["reference.path=ROW"], "this is dataset=facts; give dataset=counterfact"),
-    (["reference.path=BOS", "model.path=HERE"], "prompt a .*the tokenizer names no BOS token"),
+    (["reference.path=BOS", "model.path=HERE", "model.tokenizer=NO_MARK"], "prompt a .*the tokenizer names no BOS token"),
 ])
 def test_what_does_not_go_is_one_line_and_leaves_nothing(words, said, tmp_path, monkeypatch, capsys):
     places = {"HERE": checkpoint(tmp_path, "mamba2")}
@@ -194,6 +194,8 @@ def test_what_does_not_go_is_one_line_and_leaves_nothing(words, said, tmp_path, 
     for name, prompt, numbers in (("OWN", text, [bare, knocked | {"values": [[0.4]]}]), ("DEEP", text, [bare, knocked]),
                                   ("ROW", {"row": 3}, [bare]), ("BOS", text | {"bos": True}, [bare])):
         places[name] = write({"prompts": [prompt], "numbers": numbers}, tmp_path / f"{name}.json")
+    places["NO_MARK"] = tmp_path / "tokenizer.json"
+    places["NO_MARK"].write_text((models.EMBEDDED["tiny"] / "tokenizer.json").read_text().replace("<bos>", "<begin>"))
     given = [word.replace(word.rpartition("=")[2], str(places.get(word.rpartition("=")[2], word.rpartition("=")[2]))) for word in words]
     with pytest.raises(SystemExit):
         launch(monkeypatch, *given, f"paths.logs={tmp_path / 'logs'}")
