@@ -124,7 +124,7 @@ def build(settings: Mapping) -> Built:
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
                                          reference=settings["reference"]))
     experiment.check()
-    dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed))
+    dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed, lm.config.max_length))
     return Built(dict(settings), lm, dataset, experiment)
 
 
@@ -151,6 +151,8 @@ def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
     model, how = settings["model"], {"backend": settings["backend"]["name"], "device": settings["device"],
                                      "dtype": settings["dtype"]}
     source = model["path"] or model["hub"] or model["name"]
+    said = next((f"model.{key}={model[key]}" for key in ("path", "hub") if model[key]), f"model={model['name']}")
+    how["meant"] = variants.Meant(model["name"], model["variant"], said) if model["variant"] else None
     how["options"] = {key: value for key, value in model.items() if key not in MODEL_KEYS}
     if kind.fresh_model:
         return models.blank(source, tokenizer=model["tokenizer"], seed=settings["seed"], **how)

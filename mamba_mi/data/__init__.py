@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 
 from mamba_mi.config import UserError, did_you_mean, typed
@@ -19,12 +20,12 @@ from mamba_mi.data.spans import roles
 __all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "divide", "load", "names", "pair_up", "roles"]
 
 
-def load(knobs: Mapping, tokenizer, seed: int) -> Dataset:
+def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Dataset:
     """The data set `knobs["name"]`, made by its module from the rest of the knobs.
 
     All candidates come back, in a seeded order: `n` and `only_correct` are for whoever knows which prompts
     the model gets right. A data set none of whose records can be used is a UserError that says why they
-    cannot.
+    cannot. Prompts that with their answer are longer than the `longest` a model takes are dropped.
     """
     name = knobs.get("name")
     module = _module(name)
@@ -32,12 +33,25 @@ def load(knobs: Mapping, tokenizer, seed: int) -> Dataset:
     n = getattr(settings, "n", None)
     if n is not None and n < 1:
         raise UserError(f"dataset.n={n}: give at least 1, or null for every prompt")
-    dataset = module.load(settings, tokenizer, seed)
+    dataset = _no_longer(module.load(settings, tokenizer, seed), longest)
     if not dataset.prompts and not dataset.pairs:
         reasons = Counter(d.why for d in dataset.dropped).most_common(3)
         raise UserError(f"dataset={name}: none of {len(dataset.dropped)} records can be used: "
                         + "; ".join(f"{count} times {why}" for why, count in reasons))
     return dataset
+
+
+def _no_longer(dataset: Dataset, longest: int | None) -> Dataset:
+    def fits(prompt: Prompt) -> bool:  # all of the answer but its last token may stand behind it
+        return longest is None or len(prompt.token_ids) + max(len(prompt.target_ids), 1) - 1 <= longest
+
+    over = {pair.clean.prompt_id for pair in dataset.pairs if not (fits(pair.clean) and fits(pair.corrupt))}
+    over |= {p.prompt_id for p in dataset.prompts if not fits(p)}
+    why = f"longer than the {longest} tokens this model takes"
+    dropped = tuple(Dropped(p.prompt_id, p.text, why) for p in dataset.prompts if p.prompt_id in over)
+    return replace(dataset, prompts=tuple(p for p in dataset.prompts if p.prompt_id not in over),
+                   pairs=tuple(pair for pair in dataset.pairs if pair.clean.prompt_id not in over),
+                   dropped=(*dataset.dropped, *dropped)) if over else dataset
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ from mamba_mi.data.reading import Unusable
 
 OPENING = "([{<\"'`“‘«¿¡-–—/_$#@"
 PLAIN = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-DOCUMENT_MARK = "<|endoftext|>"
+MARKS = ("<bos>", "<|endoftext|>")  # of tokenizers that name no BOS: the world of facts', and between documents
 
 
 class Encoded(NamedTuple):
@@ -69,7 +69,7 @@ def _ids(texts: list[str], tokenizer) -> list[tuple[int, ...]]:
 
 
 def bos_ids(tokenizer, bos: bool) -> tuple[int, ...]:
-    """What to put before every prompt: nothing, or the BOS, or without one the mark between documents.
+    """What to put before every prompt: nothing, or the BOS, or without one the first of MARKS in the vocabulary.
 
     The state-spaces models were trained with `<|endoftext|>` between documents; a bare tokenizer.json names
     no BOS.
@@ -78,9 +78,11 @@ def bos_ids(tokenizer, bos: bool) -> tuple[int, ...]:
         return ()
     if tokenizer.bos_token_id is not None:
         return (tokenizer.bos_token_id,)
-    if DOCUMENT_MARK in tokenizer.get_vocab():
-        return (tokenizer.get_vocab()[DOCUMENT_MARK],)
-    raise UserError(f"dataset.bos=true: the tokenizer names no BOS token and has no {DOCUMENT_MARK}; "
+    known = tokenizer.get_vocab()
+    for mark in MARKS:
+        if mark in known:
+            return (known[mark],)
+    raise UserError(f"dataset.bos=true: the tokenizer names no BOS token and has no {' or '.join(MARKS)}; "
                     "use dataset.bos=false")
 
 

@@ -47,8 +47,10 @@ def check(knobs: Knobs, lm) -> None:
         check_names(f"method.{key}", getattr(knobs, key), known)
     if RELATIVE not in knobs.metrics:
         raise UserError(f"method.metrics must hold {RELATIVE}: the headline is the change of the probability in %")
-    if not distinct(policies(knobs, lm.config.d_conv)):
+    if not distinct(policies(knobs, lm)):
         raise UserError("method.span=[token+conv] widens what conv=scan blocks: add scan to method.conv, or token to method.span")
+    if knobs.query_conv and lm.config.d_conv == 1:
+        raise UserError(f"method.query_conv=true: {lm.name} has no conv; leave it out")
     if knobs.query_conv and set(knobs.conv) == {"scan"}:
         raise UserError("method.query_conv=true goes with method.conv=[conv,both]: scan leaves the conv as it is")
     if knobs.sources != ALL and not (isinstance(knobs.sources, list) and knobs.sources):

@@ -29,12 +29,13 @@ def windows(size: int, mixing: Sequence[int]) -> dict[int, tuple[int, ...]]:
     return {mixing[at]: tuple(mixing[at:at + size]) for at in range(len(mixing) - size + 1)}
 
 
-def policies(knobs, width: int) -> list[tuple[str, str]]:
-    """The (conv, span) that are asked for, in a model whose conv is so wide: without one (1) all are the same."""
-    if width == 1:
-        if "scan" not in knobs.conv or "token" not in knobs.span:
-            raise UserError(f"method.conv={list(knobs.conv)} method.span={list(knobs.span)}: this model has no conv, so there is "
-                            "conv=scan span=token alone")
+def policies(knobs, lm) -> list[tuple[str, str]]:
+    """The (conv, span) that are asked for; in a model without a conv (its width is 1) all are the same."""
+    if lm.config.d_conv == 1:
+        wrong = [f"method.{key}=[{','.join(asked)}]" for key, asked, plain in (("conv", knobs.conv, "scan"), ("span", knobs.span, "token"))
+                 if plain not in asked]
+        if wrong:
+            raise UserError(f"{' '.join(wrong)}: {lm.name} has no conv; leave method.conv and method.span out, or give [scan] and [token]")
         return [("scan", "token")]
     return [(conv, span) for conv in CONVS if conv in knobs.conv for span in SPANS if span in knobs.span]
 

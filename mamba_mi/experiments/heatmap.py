@@ -79,7 +79,7 @@ class Heatmap(Experiment):
         for key, asked, known in (("conv", knobs.conv, CONVS), ("span", knobs.span, SPANS), ("query", [knobs.query], QUERIES),
                                   ("metrics", knobs.metrics, _knockouts.KNOWN)):
             check_names(f"method.{key}", asked, known)
-        _knockouts.policies(knobs, self.lm.config.d_conv)
+        _knockouts.policies(knobs, self.lm)
         _knockouts.check_dense(knobs, self.lm)
         at_least(knobs, best=1, batch=1, resamples=20)
         _check_prompts(knobs)
@@ -135,7 +135,7 @@ class Heatmap(Experiment):
     def cells(self, batch) -> list[dict]:
         """The condition columns of every knockout of a prompt of this layout."""
         starts, roles = _knockouts.windows(self.size, self.lm.mixing), aligned(batch.length, batch.spans)
-        asked = _knockouts.policies(self.knobs, self.lm.config.d_conv)
+        asked = _knockouts.policies(self.knobs, self.lm)
         return [{"position": position, "role": roles[position], "source": "token", "conv": conv, "span": span,
                  "window_start": start, "window_size": self.size}
                 for (conv, span), position, start in product(asked, range(batch.length), starts)]
@@ -166,7 +166,7 @@ class Heatmap(Experiment):
         return {"tokens": {p.prompt_id: [self.lm.tokenizer.decode([token]) for token in p.token_ids] for p in self.items}}
 
     def setting_in_words(self):
-        return words.setting(self.knobs, self.size, _knockouts.policies(self.knobs, self.lm.config.d_conv))
+        return words.setting(self.knobs, self.size, _knockouts.policies(self.knobs, self.lm))
 
     def completed(self, rows, effects, items):
         return _knockouts.with_layers(rows, self.lm)

@@ -141,7 +141,7 @@ class InfoFlow(Experiment):
     def cells(self, sources) -> list[Cell]:
         """Every source, policy, timescale and window; sources that are given, as a batch may lack some."""
         return [Cell(source, conv, span, timescale, start, size) for source in sources
-                for conv, span in distinct(policies(self.knobs, self.lm.config.d_conv))
+                for conv, span in distinct(policies(self.knobs, self.lm))
                 for timescale in self.knobs.timescales
                 for size in self.windows for start in self._layers[size]]
 

@@ -64,6 +64,9 @@ class Train(Experiment):
         at_least(self.knobs, steps=1, batch=1, checkpoint_every=1, eval_every=1)
         if self.knobs.length < packing.SHORTEST:
             raise UserError(f"method.length={self.knobs.length}: the tasks need {packing.SHORTEST} tokens or more")
+        most = self.lm.config.max_length
+        if most is not None and self.knobs.length > most:
+            raise UserError(f"method.length={self.knobs.length}: {self.lm.name} takes at most {most} tokens")
         self.papers = self._exam(self.knobs.examined)
         self.task_of = {p.prompt_id: task for task, prompts in self.papers.items() for p in prompts}
 

@@ -30,23 +30,23 @@ _last: dict[tuple, LM] = {}
 
 def load(name_or_path: str | Path, *, backend: str = "auto", device: str = "auto",
          dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, cached: bool = True,
-         options: Mapping | None = None) -> LM:
+         options: Mapping | None = None, meant: variants.Meant | None = None) -> LM:
     """A model ready to read: eval mode, no gradients to its weights, backend bound.
 
     A name (`tiny`, `mamba2-1.3b`), a checkpoint folder, or a hub id. A folder's own tokenizer.json is used unless
     `tokenizer` names another. `cached=False` gives a fresh copy, for training. `options` say what a variant's checkpoint
-    does not (`variants.options`); None leaves one as it is published.
+    does not (`variants.options`); None leaves one as it is published. A checkpoint of another variant than `meant` raises.
     """
     device, dtype = device_of(device), dtype_of(dtype)
-    folder = _folder(str(name_or_path))
+    folder = _folder(str(name_or_path), options, meant)
     weights = checkpoints.weights_file(folder)
     files = (*checkpoints.parts(weights), folder / "config.json", folder / "tokenizer.json", Path(str(tokenizer)))
-    key = (*map(_stamp, files), backend, device, dtype, str(tokenizer), *sorted((options or {}).items()))
+    key = (*map(_stamp, files), backend, device, dtype, str(tokenizer), *sorted((options or {}).items()), meant)
     if cached and key in _last:
         return _last[key]
     if cached:
         _last.clear()  # before the new one is made: two do not fit where one just fits
-    lm = _read(folder, weights, backend, device, dtype, tokenizer, Path(str(name_or_path)).name, options)
+    lm = _read(folder, weights, backend, device, dtype, tokenizer, Path(str(name_or_path)).name, options, meant)
     if cached:
         _last[key] = lm
     return lm
@@ -59,9 +59,9 @@ def _stamp(path: Path) -> tuple:
     return str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _read(folder, weights, backend, device, dtype, tokenizer, name, options) -> LM:
+def _read(folder, weights, backend, device, dtype, tokenizer, name, options, meant) -> LM:
     tensors = cache(lambda: checkpoints.read_weights(weights))  # after the config, unless that is read off them
-    module, config, layout = checkpoints.read_config(folder, tensors, options)
+    module, config, layout = checkpoints.read_config(folder, tensors, options, meant)
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
     lm = _empty(module, config, backend, device, name, load_tokenizer(source) if source else None)
@@ -97,10 +97,10 @@ def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto",
 
 def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device: str = "auto",
           dtype: str | torch.dtype = "float32", tokenizer: str | Path | None = None, embedding_std: float = 0.15,
-          options: Mapping | None = None) -> LM:
+          options: Mapping | None = None, meant: variants.Meant | None = None) -> LM:
     """An untrained model with the sizes and the tokenizer of a named one; its weights are not read."""
-    folder = RECIPES.get(str(name_or_path)) or _folder(str(name_or_path))
-    config = checkpoints.read_config(folder, options=options).config
+    folder = RECIPES.get(str(name_or_path)) or _folder(str(name_or_path), options, meant)
+    config = checkpoints.read_config(folder, options=options, meant=meant).config
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
     lm = fresh(checkpoints.published_config(config), generator=stream(seed, "initialise"), backend=backend, device=device,
@@ -116,7 +116,10 @@ def _empty(module, config, backend, device, name, tokenizer) -> LM:
         return LM(config, module, backends.get(choice.used), choice, name=name, tokenizer=tokenizer)
 
 
-def _folder(asked: str) -> Path:
+def _folder(asked: str, options: Mapping | None = None, meant: variants.Meant | None = None) -> Path:
+    if meant:  # before anything is fetched
+        meant.check()
+        variants.check_options(meant.variant, options or {})
     if asked in EMBEDDED:
         return EMBEDDED[asked]
     if asked in RECIPES:
@@ -125,13 +128,15 @@ def _folder(asked: str) -> Path:
     if (path := Path(asked).expanduser()).is_dir():
         return path
     if path.exists():
-        raise UserError(f"{asked}: a checkpoint is a folder with config.json and weights, not a file")
+        raise UserError(f"{asked}: a file; give the folder that holds it: model.path={path.parent}")
     repo = HUB.get(asked, asked)
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+    if repo.count("/") > 1 or repo.startswith((".", "/", "~")):
+        raise UserError(f"{asked}: no such folder; give a checkpoint's folder, a model's name or a hub id (org/name)")
+    if "/" not in repo:
         known = (*EMBEDDED, *HUB, *RECIPES)
-        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)}{did_you_mean(asked, known)}, "
-                        "and hub ids (org/name)")
-    return hub.download(repo)
+        raise UserError(f"{asked}: no such folder or model; there are {', '.join(known)} and hub ids (org/name)"
+                        f"{did_you_mean(asked, known)}")
+    return hub.download(repo, meant)
 
 
 def device_of(asked: str) -> str:

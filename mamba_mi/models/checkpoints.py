@@ -1,6 +1,7 @@
 """Published checkpoints to our models and back, strictly: every tensor is accounted for, every shape checked.
 
 A layout is a module that says how a format is known and what its names mean:
+    KNOWN_BY                               in words, by what its config.json is known
     recognises(raw, names) -> bool         by its config.json, or its tensors' names where it has none (raw is None)
     parse(raw, where, weights) -> module, Config; `weights()` say what no config does, None where they are not there
     their_name(name, config) -> str        what a tensor of ours is called there
@@ -19,12 +20,24 @@ from typing import NamedTuple
 
 import torch
 
-from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.config import UserError
 from mamba_mi.models import hugging_face, state_spaces, variants
-from mamba_mi.models.weights import WEIGHTS, WHOLE, fingerprint, parts, read_weights, some, weights_file
+from mamba_mi.models.weights import (
+    WEIGHTS,
+    WHOLE,
+    check_finite,
+    fingerprint,
+    parts,
+    read_weights,
+    some,
+    weights_file,
+)
 
 __all__ = ["WEIGHTS", "Published", "cast", "fill", "fingerprint", "parse_config", "parts", "published_config",
            "read_config", "read_weights", "save", "weights_file"]
+
+
+AGAIN = "download it again, from where the weights came"
 
 
 class Published(NamedTuple):
@@ -35,21 +48,37 @@ class Published(NamedTuple):
     layout: ModuleType
 
 
-def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, options: Mapping | None = None) -> Published:
-    """What the folder's config.json, or for a format without one its tensors (`weights()`), say; `options` as the user says."""
+def read_config(folder: Path, weights: Callable[[], Mapping] | None = None, options: Mapping | None = None,
+                meant: variants.Meant | None = None) -> Published:
+    """What the folder's config.json, or for a format without one its tensors (`weights()`), say; `options` as the user says.
+    Another variant than the one that is `meant` raises."""
     path, raw = folder / "config.json", None
     if path.is_file():
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            raw = raw if isinstance(raw, Mapping) else {}
         except ValueError as e:
-            raise UserError(f"{path}: not valid JSON ({e})") from None
+            raise UserError(f"{path}: not valid JSON ({e}); {AGAIN}") from None
+        if not isinstance(raw, Mapping):
+            raise UserError(f'{path}: not an object {{"name": value, …}}; {AGAIN}')
     elif weights is None:
         raise UserError(f"{folder}: no config.json; a checkpoint is a folder with config.json and {' or '.join(WHOLE)}")
     where = str(path if raw is not None else folder)
     layout = _layout(raw, where, weights)
     module, config = layout.parse(raw, where, weights)
-    return Published(module, _with_options(module, config, options or {}), layout)
+    if meant and meant.variant != config.variant:
+        raise UserError(_mixed_up(meant, config.variant))
+    variants.check_options(config.variant, options or {})
+    said = {name: value for name, value in (options or {}).items() if value is not None}
+    return Published(module, replace(config, **said), layout)
+
+
+def _mixed_up(meant: variants.Meant, found: str) -> str:
+    if meant.source == f"model={meant.name}":
+        return f"{meant.source} is a {found}, not model.variant={meant.variant}: leave model.variant out"
+    known = {name: read_config(folder).config.variant for name, folder in (variants.embedded() | variants.recipes()).items()}
+    known |= dict.fromkeys(variants.modules()[found].PUBLISHED, found)
+    return (f"{meant.source} holds a {found}, but model={meant.name} is a {meant.variant}: give a model= of that family "
+            f"({', '.join(name for name in known if known[name] == found)})")
 
 
 def parse_config(raw: Mapping, where: str = "config") -> tuple[ModuleType, object]:
@@ -69,22 +98,12 @@ def _layout(raw, where, weights) -> ModuleType:
         if layout.recognises(raw, names):
             return layout
     if raw is None:
-        raise UserError(f"{where}: no config.json, and its tensors are those of no model built here ({some(sorted(names))})")
+        raise UserError(f"{where}: no config.json, and its tensors alone do not say what they are ({some(sorted(names), 2)}); "
+                        "download config.json too, from where they came")
     kind = raw.get("model_type")
     said = "no d_model" if kind is None else f"model_type={kind!r}"
-    raise UserError(f"{where}: the config of no model built here ({said}); it needs d_model, n_layer, vocab_size and "
-                    f"ssm_cfg (state-spaces), or model_type {' or '.join(hugging_face.MODULES)} (Hugging Face)")
-
-
-def _with_options(module, config, asked: Mapping):
-    known = variants.options(module)
-    for name, value in asked.items():
-        if name not in known:
-            raise UserError(f"model.{name}: a {config.variant} has no such option; it has {', '.join(known) or 'none'}")
-        if value is not None and value not in known[name]:
-            raise UserError(f"model.{name}={value}: there are {', '.join(map(str, known[name]))}"
-                            f"{did_you_mean(str(value), [str(x) for x in known[name]])}")
-    return replace(config, **{name: value for name, value in asked.items() if value is not None})
+    layouts = "; ".join(dict.fromkeys(layout.KNOWN_BY for layout in reversed(_layouts())))
+    raise UserError(f"{where}: the config of no model built here ({said}); there are {layouts}")
 
 
 def published_config(config) -> dict:
@@ -100,6 +119,7 @@ def _writer(config) -> ModuleType:
 def fill(lm, weights: Mapping[str, torch.Tensor], where: Path, dtype: torch.dtype, device: str,
          layout: ModuleType = state_spaces) -> None:
     """Give a model built on the meta device its weights; missing, unexpected and misshapen tensors raise, all named."""
+    check_finite(weights, where)
     their_name = {name: layout.their_name(name, lm.config) for name in lm.state_dict()}
     ours = {their_name[name]: x for name, x in lm.state_dict().items()}
     theirs = dict(weights)
@@ -110,7 +130,8 @@ def fill(lm, weights: Mapping[str, torch.Tensor], where: Path, dtype: torch.dtyp
     if missing or unexpected:
         raise UserError(f"{where}: tensors do not fit a {lm.config.variant} of {lm.config.n_layer} layers: "
                         f"missing {some(missing)}; unexpected {some(unexpected)}")
-    wrong = [f"{name} is {tuple(theirs[name].shape)}, config says {tuple(x.shape)}"
+    says = "config says" if (where.parent / "config.json").is_file() else "the other tensors say"
+    wrong = [f"{name} is {tuple(theirs[name].shape)}, {says} {tuple(x.shape)}"
              for name, x in ours.items() if theirs[name].shape != x.shape]
     if wrong:
         raise UserError(f"{where}: {some(wrong)}")

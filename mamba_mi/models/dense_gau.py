@@ -13,11 +13,13 @@ import torch
 
 from mamba_mi.config import UserError
 from mamba_mi.models.state_spaces import check_eps, check_sizes
+from mamba_mi.models.weights import Unsaid
 
 SIZES = {"hidden_size": "d_model", "num_hidden_layers": "n_layer", "vocab_size": "vocab_size", "query_key_dim": "query_key_dim",
          "num_attention_heads": "heads", "dense_block_layers": "dense_layers", "v_factor": "v_factor"}
 BUILT = {"hidden_act": "silu", "deepnorm": False, "retnorm": False, "tie_word_embeddings": False}
 ANGLE, DECAY = "model.retnet_rel_pos.angle", "model.retnet_rel_pos.decay"
+KNOWN_BY = "model_type llama with query_key_dim (DenseSSM)"
 CLASS = "modeling_dense_gau_retnet.LlamaForCausalLM"
 
 
@@ -59,7 +61,7 @@ def _scale(raw, which: str, width: int, where: str, weights) -> int:
             raise UserError(f"{where}: {key}={scale} does not divide hidden_size={width}")
         return scale
     if weights is None:
-        raise UserError(f"{where}: no {key}; a published config leaves it out, and there are no tensors here to read it off")
+        raise Unsaid(f"{where}: no {key}; a published config leaves it out, and there are no tensors here to read it off")
     name = f"model.layers.0.self_attn.{which}_select.fc1.weight"
     if name not in (tensors := weights()):
         raise UserError(f"{where}: no {key}, and no tensor {name} to read it off: the checkpoint is not whole, or no "

@@ -34,11 +34,11 @@ from mamba_mi.config import UserError
 from mamba_mi.models import mamba1, state_spaces
 from mamba_mi.models.knocking import knock_out
 from mamba_mi.models.mixer import kaiming
-from mamba_mi.models.state_spaces import their_name
+from mamba_mi.models.state_spaces import KNOWN_BY, their_name
 from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 
-__all__ = ["ABOUT", "Block", "Config", "parse", "published_config", "recognises", "their_name"]
+__all__ = ["ABOUT", "KNOWN_BY", "Block", "Config", "parse", "published_config", "recognises", "their_name"]
 ABOUT = ("DenseMamba rebuilt from the paper (He et al. 2024) on Mamba-1: no checkpoint of it is public, and its gate and "
          "projection are defined in mamba_mi/models/densemamba.py.")
 CARD = Card("DenseMamba: Mamba-1 that reads earlier layers' states (He et al. 2024), a reconstruction", "none published",

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mamba_mi.config import UserError
 from mamba_mi.models.checkpoints import read_config
-from mamba_mi.models.weights import FLAT, INDEX, WEIGHTS, lead, some
+from mamba_mi.models.variants import Meant
+from mamba_mi.models.weights import FLAT, INDEX, WEIGHTS, Unsaid, lead, some
 
 SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def download(repo: str) -> Path:
-    """The folder of `repo` (org/name) in the hub's cache, fetched where it is not there; what cannot be raises."""
+def download(repo: str, meant: Meant | None = None) -> Path:
+    """The folder of `repo` (org/name) in the hub's cache, fetched where it is not there; what cannot be, or is none that is
+    `meant`, raises."""
     from huggingface_hub import HfApi
 
     hub = HfApi()
@@ -25,7 +28,8 @@ def download(repo: str) -> Path:
     try:
         if "config.json" in held:
             folder = Path(hub.snapshot_download(repo, allow_patterns=[name for name in held if name in SMALL]))
-            read_config(folder)  # before gigabytes of a model that is none of ours
+            with suppress(Unsaid):  # a layout that is known, whose sizes are read off the tensors
+                read_config(folder, meant=meant)  # before gigabytes of a model that is none of ours
         folder = Path(hub.snapshot_download(repo, allow_patterns=[*SMALL, *weights]))
     except UserError:
         raise

@@ -24,6 +24,7 @@ DEFAULTS = {
 }
 TIED = {"mamba": True, "mamba2": False}
 MODULES = {"mamba": mamba1, "mamba2": mamba2}
+KNOWN_BY = f"model_type {' or '.join(MODULES)} (Hugging Face)"
 # the values that are built; residual_in_fp32=false only lowers the precision of a stream that is float32 here
 BUILT = {"use_bias": (False,), "use_conv_bias": (True,), "hidden_act": ("silu", "swish"), "rms_norm": (True,),
          "residual_in_fp32": (True, False), "quantization_config": (None,)}

@@ -20,11 +20,11 @@ from mamba_mi.backends.reference import spread
 from mamba_mi.config import UserError
 from mamba_mi.models.hyena_knockouts import Hidden, knocked
 from mamba_mi.models.mixer import Layer, LayerNorm, kaiming
-from mamba_mi.models.safari import parse, published_config, recognises, settle, their_name
+from mamba_mi.models.safari import KNOWN_BY, parse, published_config, recognises, settle, their_name
 from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 
-__all__ = ["ABOUT", "CARD", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
+__all__ = ["ABOUT", "CARD", "KNOWN_BY", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
            "their_name"]
 PUBLISHED = {"hyena-small-150b": Published("Zymrael/hyena-small-150b-tok", 153_752_832)}
 CARD = Card("Hyena, long convolutions with filters made by a net (Poli et al. 2023)", "BSD-3-Clause",

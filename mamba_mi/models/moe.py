@@ -144,6 +144,7 @@ UNBUILT = {"bias": False, "add_bias_linear": False, "conv_bias": True, "rms_norm
            "layernorm_epsilon": 1e-5}  # what other values would mean is not built
 OUTER = {"embedding.weight": "embedding.word_embeddings.weight", "norm_f.weight": "decoder.final_layernorm.weight",
          "norm_f.bias": "decoder.final_layernorm.bias"}
+KNOWN_BY = "mamba_moe_layers (BlackMamba)"
 
 
 def recognises(raw: Mapping | None, names) -> bool:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from mamba_mi.backends import retention
 from mamba_mi.backends.reference import spread
 from mamba_mi.config import UserError
-from mamba_mi.models.dense_gau import parse, published_config, recognises, settle, their_name
+from mamba_mi.models.dense_gau import KNOWN_BY, parse, published_config, recognises, settle, their_name
 from mamba_mi.models.knocking import gone
 from mamba_mi.models.mixer import Layer, RMSNorm, kaiming
 from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 
-__all__ = ["ABOUT", "PUBLISHED", "Block", "Config", "parse", "published_config", "recognises", "settle", "their_name"]
+__all__ = ["ABOUT", "KNOWN_BY", "PUBLISHED", "Block", "Config", "parse", "published_config", "recognises", "settle", "their_name"]
 CARD = Card("DenseGAU-RetNet, retention with dense keys and values (He et al. 2024; Sun et al. 2023)", "none shown",
             "DenseSSM's: config.json (model_type llama), pytorch_model.bin", "a token-by-token recurrence in numpy")
 PUBLISHED = {"densemamba-350m": Published("jamesHD2001/DenseMamba-350M", 373_277_184),

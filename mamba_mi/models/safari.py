@@ -20,6 +20,7 @@ GPT2 = {50264: 50257}  # rows of the embedding that pad the vocabulary to eights
 SIZES = {"d_model": "d_model", "n_layer": "n_layer", "d_ff": "d_inner", "vocab_size": "vocab_size"}
 FILTER = {"max_length": "l_max", "d_conv": "short_filter_order", "emb_dim": "emb_dim", "filter_order": "filter_order"}
 BUILT = {"order": 2, "num_inner_mlps": 2, "shift": 0.0, "normalized": False, "bidirectional": False}  # nothing else is
+KNOWN_BY = "layer._name_ hyena (safari)"
 FREQS = (1, 3, 5)  # one tensor, held three times
 OUTER = {"embedding.weight": "backbone.embeddings.word_embeddings.weight", "norm_f.weight": "backbone.ln_f.weight",
          "norm_f.bias": "backbone.ln_f.bias", "lm_head.weight": "lm_head.weight"}

@@ -14,6 +14,7 @@ from mamba_mi.models import mamba1, mamba2
 LAYERS = {"Mamba1": mamba1, "Mamba2": mamba2}
 UNBUILT = {"d_intermediate": 0, "attn_layer_idx": [], "attn_cfg": {}}  # what other values would mean is not built
 RANKS, RANGES = ("dt_rank", "time_step_rank", "dense_rank"), ("dt_limit", "time_step_limit")
+KNOWN_BY = "d_model, n_layer, vocab_size and ssm_cfg (state-spaces)"
 EPS = 1e-5  # of every norm: this layout has no key for another
 
 

@@ -11,12 +11,15 @@ and, where its checkpoints have a format of their own, what `checkpoints` asks o
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import NamedTuple
+
+from mamba_mi.config import UserError, did_you_mean
 
 HERE = Path(__file__).parent
 
@@ -47,6 +50,34 @@ def recipes() -> dict[str, Path]:
 def options(module: ModuleType) -> dict[str, tuple]:
     """What may be said of a variant's checkpoint besides its config, and with which values."""
     return getattr(module, "OPTIONS", {})
+
+
+def check_options(variant: str, asked: Mapping) -> None:
+    """Raise where a checkpoint of this variant is told what it cannot be told; None says nothing of it."""
+    known = options(modules()[variant])
+    for name, value in asked.items():
+        if value is None:
+            continue
+        if name not in known:
+            raise UserError(f"model.{name}: a {variant} has no such option; it has {', '.join(known) or 'none'}")
+        # by type too: 1 is True, and would be another run of the same model
+        if (type(value), value) not in [(type(x), x) for x in known[name]]:
+            there = [str(x).lower() if isinstance(x, bool) else str(x) for x in known[name]]
+            raise UserError(f"model.{name}={value}: there are {', '.join(there)}{did_you_mean(str(value), there)}")
+
+
+class Meant(NamedTuple):
+    """What the configuration says of a checkpoint: the model's name and variant, and the setting that says where it lies."""
+
+    name: str
+    variant: str
+    source: str
+
+    def check(self) -> None:
+        """Raise for a variant that is none."""
+        if self.variant not in modules():
+            known = sorted(modules())
+            raise UserError(f"model.variant={self.variant}: there are {', '.join(known)}{did_you_mean(str(self.variant), known)}")
 
 
 def about(config) -> str:

@@ -20,6 +20,10 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 
 
+class Unsaid(UserError):
+    """A config leaves to its tensors what is asked of it."""
+
+
 def weights_file(folder: Path) -> Path:
     """The folder's weights, or the index of its shards; safetensors first."""
     held = sorted(path.name for path in folder.iterdir())
@@ -62,6 +66,16 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             raise UserError(f"{shard}: {some(twice)} also in another shard")
         weights |= held
     return weights
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Raise for the first tensor that holds NaN or infinity."""
+    for name, x in weights.items():
+        if not x.is_floating_point() or not x.numel():
+            continue
+        low, high = torch.aminmax(x)  # NaN if any is: one pass, and nothing is made
+        if not torch.isfinite(low) or not torch.isfinite(high):
+            raise UserError(f"{where}: {name} holds {'NaN' if low.isnan() else 'infinity'}; download it again")
 
 
 def fingerprint(path: Path) -> str:
@@ -107,7 +121,7 @@ def _read_torch(path):
         raise UserError(f"{path}: refused, it holds more than tensors (weights_only=True), and loading it could run code"
                         if why else f"{path}: not a torch checkpoint ({_first_line(e)})") from None
     except Exception as e:  # a damaged file leads the reader into errors of any kind
-        raise UserError(f"{path}: truncated or not a torch checkpoint ({_first_line(e)}); download it again") from None
+        raise UserError(f"{path}: truncated or not a torch checkpoint{_clause(e)}; download it again") from None
     if isinstance(weights, dict) and list(weights) == ["model"] and isinstance(weights["model"], dict):
         weights = weights["model"]  # BlackMamba's
     if not isinstance(weights, dict) or not all(
@@ -123,8 +137,13 @@ def _read_safetensors(path):
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path}: truncated or not a safetensors file ({_first_line(e)}); download it again") from None
+        raise UserError(f"{path}: truncated or not a safetensors file{_clause(e)}; download it again") from None
 
 
 def _first_line(e: Exception) -> str:
     return (str(e).splitlines() or [""])[0][:160]
+
+
+def _clause(e: Exception) -> str:
+    """The first sentence of what a reader says, in brackets; nothing of an errno, which says "invalid argument" of a short file."""
+    return "" if getattr(e, "errno", None) else f" ({_first_line(e).partition('. ')[0].rstrip('.')})"

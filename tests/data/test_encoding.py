@@ -1,7 +1,10 @@
 import pytest
 
 from mamba_mi.config import UserError
+from mamba_mi.data import facts
 from mamba_mi.data.encoding import bos_ids, encode, encode_targets, following
+from mamba_mi.models.tokenizer import load_tokenizer
+from mamba_mi.models.variants import embedded as embedded_models
 
 
 @pytest.mark.parametrize(("text", "target", "joined"), [
@@ -36,6 +39,8 @@ def test_bos_is_the_tokenizer_s_or_the_mark_between_documents(tokenizer):
     assert bos_ids(tokenizer, bos=False) == ()
     assert bos_ids(tokenizer, bos=True) == (tokenizer.convert_tokens_to_ids("<|endoftext|>"),)
     assert bos_ids(PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>"), bos=True) == (3,)
+    embedded = load_tokenizer(embedded_models()["tiny"])  # whose file names no BOS
+    assert embedded.bos_token is None and bos_ids(embedded, bos=True) == (facts.vocabulary()["<bos>"],)
     with pytest.raises(UserError, match="dataset.bos=true"):
         bos_ids(PreTrainedTokenizerFast(tokenizer_object=words), bos=True)
 

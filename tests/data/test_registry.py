@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from mamba_mi import data
 from mamba_mi.config import UserError
+from mamba_mi.data import facts
 
 
 def test_the_data_sets_are_the_modules_that_have_knobs_and_load():
@@ -26,6 +29,22 @@ def load(knobs, tokenizer, seed):
     made = data.load({"name": "one_prompt_made_here", "text": "hello"}, None, 7)
     assert (made.prompts[0].text, made.fingerprint) == ("hello", "7")
     assert "one_prompt_made_here" in data.names()
+
+
+def test_prompts_longer_than_the_model_takes_are_dropped_and_counted(tmp_path):
+    tokenizer, path = facts.tokenizer(), tmp_path / "mine.jsonl"
+    rows = [{"clean": f"Mira works every day as {'a ' * n}".strip(), "corrupt": f"Petra works every day as {'a ' * n}".strip(),
+             "answer": answer, "wrong_answer": "cook", "id": f"{n}"} for n, answer in ((1, "cook"), (4, "cook"), (5, "cook"), (3, "cook cook cook"))]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    knobs = {"name": "pairs", "path": str(path)}
+    longest = len(tokenizer.encode(rows[1]["clean"]))
+    made = data.load(knobs, tokenizer, 0, longest)
+    assert {p.clean.prompt_id for p in made.pairs} == {p.prompt_id for p in made.prompts} == {"1", "4"}
+    why = f"longer than the {longest} tokens this model takes"
+    assert {(d.prompt_id, d.why) for d in made.dropped} == {("5", why), ("3", why)}  # the one with its answer's tokens
+    assert data.load(knobs, tokenizer, 0).dropped == ()
+    with pytest.raises(UserError, match=f"dataset=pairs: none of 4 records can be used: 4 times {why}"):
+        data.load(knobs, tokenizer, 0, 3)
 
 
 @pytest.mark.parametrize(("knobs", "message"), [

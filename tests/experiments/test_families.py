@@ -56,10 +56,22 @@ def test_a_knockout_of_a_layer_of_experts_says_which_layers_mix():
 
 
 def test_without_a_conv_there_is_one_policy_and_another_is_refused():
-    assert policies(made("info_flow", "tiny-retnet").knobs, 1) == [("scan", "token")]
+    assert policies(made("info_flow", "tiny-retnet").knobs, ONE["tiny-retnet"]) == [("scan", "token")]
+    end = ": tiny-retnet has no conv; leave method.conv and method.span out, or give [scan] and [token]"
     for name in ("info_flow", "heatmap"):
-        with pytest.raises(UserError, match="this model has no conv"):
-            made(name, "tiny-retnet", conv=["both"]).check()
+        for given, said in ((dict(conv=["both"]), "method.conv=[both]"), (dict(span=["token+conv"]), "method.span=[token+conv]"),
+                            (dict(conv=["both", "conv"], span=["token+conv"]), "method.conv=[both,conv] method.span=[token+conv]")):
+            with pytest.raises(UserError) as caught:
+                made(name, "tiny-retnet", **given).check()
+            assert str(caught.value) == said + end
+    with pytest.raises(UserError, match="method.query_conv=true: tiny-retnet has no conv; leave it out"):
+        made("info_flow", "tiny-retnet", query_conv=True).check()
+
+
+def test_no_training_is_longer_than_the_filters():
+    made("train", "tiny-hyena", length=128, examined=1).check()
+    with pytest.raises(UserError, match="method.length=200: tiny-hyena takes at most 128 tokens"):
+        made("train", "tiny-hyena", length=200).check()
 
 
 def test_without_a_conv_no_tokens_are_beyond_its_reach_and_the_setting_says_so():

@@ -14,6 +14,7 @@ import torch
 from mamba_mi import models
 from mamba_mi.cli import main
 from mamba_mi.experiments._reproduce_cells import blocked
+from mamba_mi.models.checkpoints import read_config
 from tests.experiments.reproducing import CONFIGS, PROMPTS, checkpoint, made, write
 
 CELLS = 2 + 9 * 3
@@ -33,7 +34,7 @@ def model(request, tmp_path_factory):
 
 
 def run(monkeypatch, place, model, reference, *more):
-    words = [f"model.path={model}", f"reference.path={write(reference, place / 'mine.json')}", f"paths.logs={place / 'logs'}"]
+    words = [f"model.path={model}", f"model.variant={read_config(model).config.variant}", f"reference.path={write(reference, place / 'mine.json')}", f"paths.logs={place / 'logs'}"]
     launch(monkeypatch, *words, *more)
     return next((place / "logs").glob("reproduce/*/*/manifest.json")).parent
 
@@ -176,14 +177,14 @@ def test_a_reference_goes_with_no_other_experiment(given, tmp_path, monkeypatch,
 @pytest.mark.parametrize("words, said", [
     (["reference=none"], "reference=none: there are knockout-130m, mamba2-1.3b-gold, published"),
     (["reference.path=nowhere.json"], "reference.path=nowhere.json: no such file"),
-    (["model=mamba-130m", "model.path=HERE", "model.tokenizer=null"], "mamba-130m is a mamba1 of 24 layers, and this checkpoint is a mamba2 of 4"),
+    (["model=mamba2-130m", "model.path=HERE", "model.tokenizer=null"], "mamba2-130m is a mamba2 of 24 layers, and this checkpoint is a mamba2 of 4"),
     (["model=mamba2-1.3b", "reference=mamba2-1.3b-gold", "model.path=HERE", "model.tokenizer=null"], "mamba2-1.3b is a mamba2 of 48 layers"),
     (["reference.path=OWN", "model.path=HERE", "method.numbers=[mean]"], "did you mean 'means'"),
     (["reference.path=OWN", "model.path=HERE", "method.numbers=[means]"], "has answers, knockouts only"),
     (["reference.path=OWN", "model.path=HERE", "method.tolerance=-1"], "give a number from 0 on, or null"),
     (["reference.path=DEEP", "model.path=HERE"], "a window of 2 layers that starts in layer 3; this model has layers 0-3"),
     (["reference.path=ROW"], "this is dataset=facts; give dataset=counterfact"),
-    (["reference.path=BOS", "model.path=HERE"], "prompt a .*the tokenizer names no BOS token"),
+    (["reference.path=BOS", "model.path=HERE", "model.tokenizer=NO_MARK"], "prompt a .*the tokenizer names no BOS token"),
 ])
 def test_what_does_not_go_is_one_line_and_leaves_nothing(words, said, tmp_path, monkeypatch, capsys):
     places = {"HERE": checkpoint(tmp_path, "mamba2")}
@@ -193,6 +194,8 @@ def test_what_does_not_go_is_one_line_and_leaves_nothing(words, said, tmp_path, 
     for name, prompt, numbers in (("OWN", text, [bare, knocked | {"values": [[0.4]]}]), ("DEEP", text, [bare, knocked]),
                                   ("ROW", {"row": 3}, [bare]), ("BOS", text | {"bos": True}, [bare])):
         places[name] = write({"prompts": [prompt], "numbers": numbers}, tmp_path / f"{name}.json")
+    places["NO_MARK"] = tmp_path / "tokenizer.json"
+    places["NO_MARK"].write_text((models.EMBEDDED["tiny"] / "tokenizer.json").read_text().replace("<bos>", "<begin>"))
     given = [word.replace(word.rpartition("=")[2], str(places.get(word.rpartition("=")[2], word.rpartition("=")[2]))) for word in words]
     with pytest.raises(SystemExit):
         launch(monkeypatch, *given, f"paths.logs={tmp_path / 'logs'}")

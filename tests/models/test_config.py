@@ -10,8 +10,8 @@ from tests.models.spoilt import reconfigure, refused
 
 
 @pytest.mark.parametrize(("text", "word"), [
-    ("", "not valid JSON"), ("{", "not valid JSON"), ("\x00\xff", "not valid JSON"), ("[]", "d_model"),
-    ("null", "d_model"), ("{}", "d_model"), ('{"model_type": "llama"}', "llama")], ids=repr)
+    ("", "not valid JSON"), ("{", "not valid JSON"), ("\x00\xff", "not valid JSON"), ("[]", "not an object"),
+    ("null", "not an object"), ("{}", "d_model"), ('{"model_type": "llama"}', "llama")], ids=repr)
 def test_a_config_that_is_not_one_is_refused(folder, text, word):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     refused(folder, "config.json", word)
@@ -51,6 +51,29 @@ def test_a_size_of_mamba1_that_is_none_is_refused_by_the_config(tmp_path, ssm):
     random_checkpoint(tmp_path, MAMBA1, 0)
     reconfigure(tmp_path, ssm_cfg=ssm)
     refused(tmp_path, "config.json")
+
+
+def test_a_config_of_another_model_names_every_layout_and_a_broken_one_says_what_to_do(folder):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    refused(folder, "no model built here (model_type='llama'); there are d_model, n_layer, vocab_size and ssm_cfg (state-spaces); "
+            "model_type mamba or mamba2 (Hugging Face); ", "mamba_moe_layers (BlackMamba)", "layer._name_ hyena (safari)",
+            "model_type llama with query_key_dim (DenseSSM)")
+    for text in ("[1, 2]", '{"d_model": 12,'):
+        (folder / "config.json").write_text(text)
+        refused(folder, "download it again, from where the weights came")
+    (folder / "config.json").unlink()
+    refused(folder, "no config.json, and its tensors alone do not say what they are", "download config.json too")
+
+
+def test_a_place_that_is_none_says_what_to_give(folder):
+    for path, line in ((folder / "pytorch_model.bin", f"a file; give the folder that holds it: model.path={folder}"),
+                       ("/nowhere/at/all", "no such folder; give a checkpoint's folder, a model's name or a hub id (org/name)"),
+                       ("./nowhere", "no such folder; give a checkpoint's folder, a model's name or a hub id (org/name)")):
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert str(caught.value) == f"{path}: {line}"
+    with pytest.raises(UserError, match=r"moe-mamba and hub ids \(org/name\); did you mean 'tiny-hyena'\?$"):
+        load("tiny-heyna")
 
 
 def test_what_is_not_there_is_refused_with_what_to_do(tmp_path, folder):

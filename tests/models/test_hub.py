@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import MAMBA2, random_checkpoint
+from oracles import MAMBA2, random_checkpoint, retnet
 from oracles.hyena import SIZES, hyena_checkpoint
 from safetensors.torch import load_file
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from mamba_mi import UserError, load
 from mamba_mi.models import EMBEDDED
+from mamba_mi.models.variants import Meant
 
 SHA = "0" * 40
 
@@ -184,6 +185,23 @@ def test_a_repo_of_another_model_is_refused_before_its_weights_are_fetched(hub, 
     assert not any("safetensors" in name for name in hub.fetched)
     hub.repos["some/data"] = {"README.md": b"", "train.parquet": b""}
     line_of("some/data", "config.json", "train.parquet")
+
+
+def test_a_repo_of_another_family_is_refused_before_its_weights_are_fetched(hub, sharded):
+    hub.repos["some/model"] = files_of(sharded)
+    with pytest.raises(UserError, match="model.path=some/model holds a mamba2, but model=tiny-moe is a moe: .*mamba2-130m"):
+        load("some/model", cached=False, meant=Meant("tiny-moe", "moe", "model.path=some/model"))
+    assert not any("safetensors" in name for name in hub.fetched)
+    assert load("some/model", cached=False, meant=Meant("tiny", "mamba2", "model.path=some/model")).name == "model"
+    hub.fetched.clear()
+    with pytest.raises(UserError, match="model.expert_activation=foo: there are gelu, silu"):
+        load("other/model", options={"expert_activation": "foo"}, meant=Meant("tiny-moe", "moe", "model.path=other/model"))
+
+
+def test_a_repo_whose_config_leaves_sizes_to_its_tensors_is_fetched(hub, tmp_path):
+    retnet.random_checkpoint(tmp_path, retnet.RETNET)
+    hub.repos["jamesHD2001/DenseMamba-350M"] = files_of(tmp_path)
+    assert load("densemamba-350m", cached=False).config == load(tmp_path, cached=False).config
 
 
 @pytest.mark.parametrize("asked", ["some/mo del", "some/--", "a/.."])

@@ -286,9 +286,9 @@ Z = "backbone.layers.0.mixer.filter_fn.pos_emb.z"
     (lambda w: w.pop("backbone.layers.1.mixer.out_proj.bias"), "missing backbone.layers.1.mixer.out_proj.bias"),
     (lambda w: w.update(extra=torch.zeros(1)), "unexpected extra"),
     (lambda w: w.pop("backbone.layers.0.mlp.fc1.weight"), "missing backbone.layers.0.mlp.fc1.weight, which say how large"),
-    (lambda w: w.update({"backbone.ln_f.weight": torch.ones(3)}), "backbone.ln_f.weight is \\(3,\\)"),
+    (lambda w: w.update({"backbone.ln_f.weight": torch.ones(3)}), "backbone.ln_f.weight is \\(3,\\), the other tensors say \\(24,\\)"),
     (lambda w: w.update({"lm_head.weight": w["lm_head.weight"] + 1}), "differs from the embedding"),
-    (lambda w: [w.pop(key) for key in list(w) if "filter_fn" in key], "no config.json, and its tensors are those of no model"),
+    (lambda w: [w.pop(key) for key in list(w) if "filter_fn" in key], "no config.json, and its tensors alone do not say"),
 ])
 def test_a_spoilt_checkpoint_is_one_line(tmp_path, change, message):
     hyena_checkpoint(tmp_path, SIZES["hyena"])
@@ -337,8 +337,10 @@ def test_a_config_that_lacks_sizes_says_which(raw, message):
 
 
 def test_wrong_options_are_one_line(written):
-    with pytest.raises(UserError, match="model.modulate=maybe: there are True, False"):
+    with pytest.raises(UserError, match="model.modulate=maybe: there are true, false"):
         load(written()[0], options={"modulate": "maybe"})
+    with pytest.raises(UserError, match="model.modulate=1: there are true, false"):  # though 1 == True
+        load(written()[0], options={"modulate": 1})
     with pytest.raises(UserError, match="model.expert_activation: a hyena has no such option; it has modulate"):
         load(written()[0], options={"expert_activation": "gelu"})
 

@@ -1,4 +1,5 @@
 """Weights are loaded strictly: every tensor accounted for, nothing executed, a refusal is one line."""
+import math
 import os
 import pickle
 
@@ -7,7 +8,7 @@ import torch
 from oracles import MAMBA1, MAMBA2, deviation, inner, random_checkpoint, shapes
 from safetensors.torch import save_file
 
-from mamba_mi import load
+from mamba_mi import UserError, load
 from tests.models.spoilt import reconfigure, refused, rewrite
 
 
@@ -78,6 +79,29 @@ def test_a_truncated_file_is_refused_wherever_it_ends(folder):
     for keep in (0, 1, 2, 3, 4, 60, 1000, len(whole) // 2, len(whole) - 60, len(whole) - 1):
         path.write_bytes(whole[:keep])
         refused(folder, "pytorch_model.bin", "download it again")
+
+
+def test_of_what_torch_says_of_a_damaged_file_the_first_sentence_is_told(folder):
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:-60])
+    refused(folder, "archive: failed finding central directory); download it again")
+    path.write_bytes(b"PK\x03\x04")  # too short to be mapped: an errno
+    with pytest.raises(UserError) as caught:
+        load(folder, cached=False)
+    assert "Errno" not in str(caught.value) and "()" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value, said", [(math.nan, "NaN"), (math.inf, "infinity"), (-math.inf, "infinity")])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_number_that_is_none_is_refused_by_file_and_tensor(folder, value, said, kind):
+    name = "backbone.layers.1.mixer.out_proj.weight"
+
+    def spoil(weights):
+        weights[name] = weights[name].to(kind)
+        weights[name][2, 3] = value
+
+    rewrite(folder, spoil)
+    refused(folder, f"{folder / 'pytorch_model.bin'}: {name} holds {said}; download it again")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(folder):

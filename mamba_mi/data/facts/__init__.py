@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.data.encoding import bos_ids
 from mamba_mi.data.facts.tasks import IN_CONTEXT, in_context
-from mamba_mi.data.facts.vocabulary import BOS, tokenizer, vocabulary
+from mamba_mi.data.facts.vocabulary import tokenizer, vocabulary
 from mamba_mi.data.facts.words import PERSON, TEMPLATES
 from mamba_mi.data.facts.world import Saying, World, world
 from mamba_mi.data.prompt import Dataset, Prompt
@@ -58,20 +59,20 @@ def prompts(sayings: list[Saying], tokenizer, bos: bool = True) -> list[Prompt]:
     texts = [f"{before}{s.subject}{after}" for s in sayings for before, after in [s.parts]]
     encoded = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
     rows = zip(sayings, texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_prompt(*row, bos) for row in rows]
+    before = bos_ids(tokenizer, bos)
+    return [_prompt(*row, before) for row in rows]
 
 
-def _prompt(saying: Saying, text: str, ids: list[int], offsets: list[tuple[int, int]], bos: bool) -> Prompt:
+def _prompt(saying: Saying, text: str, ids: list[int], offsets: list[tuple[int, int]], bos: tuple[int, ...]) -> Prompt:
     start = len(saying.parts[0])
     inside = [i for i, (a, b) in enumerate(offsets) if a < start + len(saying.subject) and b > start]
-    shift = int(bos)
+    shift = len(bos)
     spans = {"subject": (inside[0] + shift, inside[-1] + 1 + shift)}
     target = world().answer(saying)
     target_id = vocabulary()[target]
     template = f"{saying.relation}-{saying.template}"
-    token_ids = (vocabulary()[BOS], *ids) if bos else tuple(ids)
-    spans = {"bos": (0, 1), **spans} if bos else spans
-    return Prompt(f"{template}-{saying.subject.replace(' ', '-')}", text, token_ids, target, target_id, spans,
+    spans = {"bos": (0, shift), **spans} if bos else spans
+    return Prompt(f"{template}-{saying.subject.replace(' ', '-')}", text, (*bos, *ids), target, target_id, spans,
                   (target_id,), saying.subject, template, vocabulary()[_wrong(saying.relation, target)])
 
 
