@@ -61,7 +61,7 @@ class InfoFlow(Experiment):
     @property
     def figures(self) -> tuple[str, ...]:
         split = any("subject" in prompt.spans for prompt in self.items)
-        smear = any(name == "subject" or name.endswith("+1") for name in self.sources)
+        smear = self.lm.config.d_conv > 1 and any(name == "subject" or name.endswith("+1") for name in self.sources)
         return ("info_flow", "info_flow_bands", *(["info_flow_smear"] if smear else []), *(["info_flow_splits"] if split else []),
                 *(["info_flow_timescales"] if len(self.knobs.timescales) > 1 else []))
 

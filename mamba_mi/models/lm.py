@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_mi.backends import Choice, choose, get, reference
-from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.config import UserError
 from mamba_mi.models.mixer import RMSNorm, State
 from mamba_mi.trace import BLIND, NeverReached, Site, Trace
 
@@ -72,10 +72,11 @@ class LM(nn.Module):
         if not (missing := sorted(site for site in asked if site not in self.sites)):
             return
         layer, name = missing[0]
-        there = [str(site.layer) for site in self.sites if site.name == name]
-        why = (f"{self.name} has {name} in layer{'s' * (len(there) > 1)} {', '.join(there)}, not in {layer}" if there else
-               f"{self.name} is a {self.config.variant} and has no {name}; its sites (lm.sites) are {', '.join(self.sites.names)}"
-               f"{did_you_mean(name, self.sites.names)}")
+        there = [site.layer for site in self.sites if site.name == name]
+        every = len(there) > 2 and there == list(range(there[0], there[-1] + 1))
+        spelt = f"{there[0]}-{there[-1]}" if every else ", ".join(map(str, there))
+        why = (f"{self.name} has {name} in layer{'s' * (len(there) > 1)} {spelt}, not in {layer}" if there else
+               f"{self.name} is a {self.config.variant} and has no {name}; its sites (lm.sites) are {', '.join(self.sites.names)}")
         raise NeverReached(f"never reached: {', '.join(map(str, missing))}; {why}")
 
     @cached_property

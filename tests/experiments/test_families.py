@@ -80,6 +80,7 @@ def test_without_a_conv_no_tokens_are_beyond_its_reach_and_the_setting_says_so()
         experiment = made("info_flow", model)
         experiment.batches(prompts)
         assert ("beyond_conv" in experiment.sources) is there and "random" in experiment.sources
+        assert ("info_flow_smear" in experiment.figures) is there
         assert ("beyond_conv would be random again" in experiment.setting_in_words().get("controls", "")) is not there
     with pytest.raises(UserError, match="method.sources=beyond_conv: tiny-retnet has no conv.*give random$"):
         made("info_flow", "tiny-retnet", sources=["last", "beyond_conv"]).check()
@@ -113,7 +114,8 @@ def test_a_site_where_an_exchange_can_do_nothing_is_refused_before_prompts_are_c
 
 @pytest.mark.parametrize("model, site, why", [
     ("tiny-hyena", Site(3, "dt"), r"tiny-hyena is a hyena and has no dt; its sites \(lm.sites\) are embed, resid,.*, final_norm$"),
-    ("tiny-moe", Site(3, "dt"), "tiny-moe has dt in layers 0, 2, 4, not in 3$"), ("tiny", Site(3, "embed"), "tiny has embed in layer -1, not in 3$")])
+    ("tiny-moe", Site(3, "dt"), "tiny-moe has dt in layers 0, 2, 4, not in 3$"), ("tiny", Site(3, "embed"), "tiny has embed in layer -1, not in 3$"),
+    ("tiny", Site(9, "dt"), "tiny has dt in layers 0-5, not in 9$")])
 def test_a_site_that_a_family_lacks_is_told_of_before_the_pass(model, site, why):
     lm, tokens_BL = ONE[model], torch.tensor([[1, 2, 3]])
     for asked in ({"keep": [site]}, {"interventions": [Edit(site, 0, Scale(1.0))]}):

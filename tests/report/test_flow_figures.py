@@ -38,6 +38,12 @@ def test_the_fields_figure_is_the_published_policy_in_the_fields_colours(run):
     assert levels == [0, 100]
 
 
+def test_the_caption_explains_the_policies_that_were_measured(run):
+    slots = [row for row in flow_summary() if (row["conditions"]["conv"], row["conditions"]["span"]) == ("scan", "token")]
+    alone, every = (draw("info_flow_bands", run(rows)[1])[1] for rows in (slots, flow_summary()))
+    assert "scan blocks a token's own slots. Bands" in alone and "conv only what the conv carries past its slots; both" in every
+
+
 def test_few_windows_have_a_tick_at_each_start_and_at_no_layer_between(run):
     rows = [row | {"conditions": row["conditions"] | {"window_start": 2 * row["conditions"]["window_start"]}} for row in flow_summary()]
     figure, _ = draw("info_flow", run(rows)[1])

@@ -14,15 +14,16 @@ LEFT, TOP, WIDE, HIGH, GAP, ROW_GAP, LEGEND = 0.85, 1.0, 2.15, 1.75, 0.18, 0.55,
 SPLITS = {ALL: "all prompts", "subject_first": "subject first", "subject_later": "subject later"}
 TITLES = {("scan", "token"): "scan", ("scan", "token+conv"): "scan, token+conv", ("conv", "token"): "conv", ("both", "token"): "both"}
 
+BLOCKS = {("scan", "token"): "scan blocks a token's own slots", ("scan", "token+conv"): "scan, token+conv the slots after it as well",
+          ("conv", "token"): "conv only what the conv carries past its slots", ("both", "token"): "both the token altogether"}
+
 
 def info_flow_bands(tables: RunTables):
     """By conv policy: what is blocked of a token."""
     rows = curves.read_curves(tables)
     found = {(row["conditions"]["conv"], row["conditions"]["span"]) for row in rows}
     panels = {TITLES[each]: dict(zip(("conv", "span"), each, strict=True)) for each in POLICIES if each in found}
-    return _multiples(tables, rows, panels, "by conv policy",
-                      "scan blocks a token's own slots; scan, token+conv the slots after it as well; conv only what the conv "
-                      "carries past its slots; both the token altogether.")
+    return _multiples(tables, rows, panels, "by conv policy", "; ".join(BLOCKS[each] for each in POLICIES if each in found) + ".")
 
 
 def info_flow_splits(tables: RunTables):
