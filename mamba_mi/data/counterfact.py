@@ -19,6 +19,7 @@ from mamba_mi.data.pairing import shuffled
 from mamba_mi.data.prompt import Dataset, Dropped, Prompt
 from mamba_mi.data.reading import Unusable, fingerprint, read_records, require_columns, sift, text_of
 from mamba_mi.data.spans import token_span
+from mamba_mi.models.hub import answering
 
 COLUMNS = ("prompt", "relation_prefix", "subject", "relation_suffix", "relation_id", "target_true")
 
@@ -108,13 +109,15 @@ def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
     try:
         from datasets import DownloadConfig, load_dataset
         from datasets.exceptions import DatasetsError
+        from huggingface_hub import HfApi
     except ImportError:
         raise UserError(f"dataset.hub={hub} needs `pip install datasets`; or {how}") from None
     try:
-        once = DownloadConfig(max_retries=0)
-        table = load_dataset(hub, revision=revision, split="train", download_config=once)
+        with answering(lambda: HfApi().dataset_info(hub)) as silent:
+            once = DownloadConfig(max_retries=0)
+            table = load_dataset(hub, revision=revision, split="train", download_config=once)
     except (OSError, ValueError, DatasetsError) as e:  # ConnectionError and FileNotFoundError are OSErrors
-        raise UserError(f"dataset.hub={hub}: not to be had ({type(e).__name__}) and dataset.path is not set; "
+        raise UserError(f"dataset.hub={hub}: not to be had ({type(silent or e).__name__}) and dataset.path is not set; "
                         f"where there is a network, {how}") from None
     records = table.to_list()
     return records, hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Checkpoints from the hub: the config first, then one format of the weights, safetensors before torch's."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mamba_mi.config import UserError
@@ -36,6 +36,26 @@ def download(repo: str, meant: Meant | None = None) -> Path:
     except Exception as e:
         raise _refusal(repo, e) from None
     return folder
+
+
+@contextmanager
+def answering(ask: Callable[[], object]) -> Iterator[Exception | None]:
+    """The hub as it is if it answers `ask()`; else its cache alone, as if offline, and why.
+
+    Libraries that fetch for themselves try again for half a minute, and tell of every time.
+    """
+    from huggingface_hub import constants
+
+    cause, was = None, constants.HF_HUB_OFFLINE
+    try:
+        ask()
+    except Exception as e:  # as above
+        cause = e
+    constants.HF_HUB_OFFLINE = was or cause is not None
+    try:
+        yield cause
+    finally:
+        constants.HF_HUB_OFFLINE = was
 
 
 def _weights(repo: str, held: Sequence[str]) -> list[str]:

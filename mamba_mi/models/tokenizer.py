@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from mamba_mi.config import UserError
+from mamba_mi.models import hub
 
 
 def load_tokenizer(source: str | Path):
@@ -32,13 +33,14 @@ def _from_file(path: Path):
 
 
 def _from_hub(name: str):
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+        with hub.answering(lambda: HfApi().model_info(name)) as silent:
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     except (OSError, ValueError) as e:
-        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(e).__name__
+        cause = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else type(silent or e).__name__
         raise UserError(f"model.tokenizer={name}: neither a local file nor to be had from the hub ({cause}); `hf download "
                         f"{name} tokenizer.json --local-dir DIR` where there is a network, then model.tokenizer=DIR") from None
     tokenizer.model_input_names = ["input_ids", "attention_mask"]

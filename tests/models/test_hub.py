@@ -2,6 +2,7 @@
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from oracles.hyena import SIZES, hyena_checkpoint
 from safetensors.torch import load_file
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
-from mamba_mi import UserError, load
+from mamba_mi import UserError, data, load
 from mamba_mi.models import EMBEDDED
+from mamba_mi.models.tokenizer import load_tokenizer
 from mamba_mi.models.variants import Meant
 
 SHA = "0" * 40
@@ -41,6 +43,8 @@ class Hub(BaseHTTPRequestHandler):
         name = "/".join(path[4:])
         if self.command == "GET":
             self.server.fetched.append(name)
+        if name not in files:
+            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         data = files[name]
         return self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA})
 
@@ -175,6 +179,26 @@ def test_no_network_no_such_repo_and_a_gated_one_each_have_their_line(hub, shard
     line_of("some/model", "gated", "hf auth login", FETCH, "model.path=DIR")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     line_of("some/model", "not to be had from the hub", "Connect", FETCH, "model.path=DIR")
+
+
+def test_a_tokenizer_or_data_set_of_a_hub_that_does_not_answer_is_one_line_at_once(hub, monkeypatch, capfd):
+    from huggingface_hub import constants
+
+    pytest.importorskip("datasets")
+    hub.repos["some/kept"] = {"tokenizer.json": (EMBEDDED["tiny"] / "tokenizer.json").read_bytes(),
+                              "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}',
+                              "config.json": b'{"model_type": "gpt2"}'}  # transformers wants one
+    words = load_tokenizer("some/kept").get_vocab()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}")
+    began = time.monotonic()
+    assert load_tokenizer("some/kept").get_vocab() == words  # fetched before
+    with pytest.raises(UserError, match=r"model.tokenizer=some/words: neither a local file nor to be had from the hub \(ConnectError\)"):
+        load_tokenizer("some/words")
+    with pytest.raises(UserError, match=r"dataset.hub=some/facts: not to be had \(ConnectError\)"):
+        data.load({"name": "counterfact", "hub": "some/facts"}, None, 0)
+    assert time.monotonic() - began < 15  # it took 23 s each, and a line every time it tried
+    assert "etry" not in "".join(capfd.readouterr()) and constants.HF_HUB_OFFLINE is False
 
 
 def test_a_repo_of_another_model_is_refused_before_its_weights_are_fetched(hub, sharded):
