@@ -17,8 +17,10 @@ class UserError(Exception):
 
 
 def did_you_mean(asked: str, known: Iterable[str]) -> str:
-    """`; did you mean 'resid'?` for a near miss, else nothing."""
-    near = difflib.get_close_matches(str(asked), list(known), n=1, cutoff=0.6)
+    """`; did you mean 'resid'?` for a near miss or the beginning of a name, else nothing."""
+    names = list(known)
+    near = difflib.get_close_matches(str(asked), names, n=1, cutoff=0.6) or [
+        name for name in names if len(str(asked)) > 2 and str(name).startswith(str(asked))]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
