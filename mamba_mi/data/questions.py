@@ -83,5 +83,6 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
 
 def _characters(each: Question) -> dict[str, tuple[int, int]]:
     """Where the facts and the last question stand in the prompt, where they do."""
-    found = {"facts": (each.prompt.find(each.context), len(each.context)), "question": (each.prompt.rfind(each.question), len(each.question))}
+    found = {"facts": (each.prompt.find(each.context), len(each.context)),
+             "question": (each.prompt.rfind(each.question), len(each.question))}
     return {name: (start, start + length) for name, (start, length) in found.items() if length and start >= 0}

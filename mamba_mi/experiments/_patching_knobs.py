@@ -49,7 +49,7 @@ def check(knobs: Knobs, lm) -> None:
         chosen = getattr(knobs, key)
         if not chosen:
             raise UserError(f"method.{key}=[]: give at least one of {', '.join(known)}")
-        for name in () if key == "sites" else chosen:  # of sites `sites` has seen to it
+        for name in chosen:
             _one_of(f"method.{key}={name}: there are", name, known)
     _one_of(f"method.corruption={knobs.corruption}: there are", knobs.corruption, CORRUPTIONS)
     if "logit_difference" not in knobs.metrics:

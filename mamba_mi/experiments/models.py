@@ -118,7 +118,8 @@ def _facts(variant: str, lm, setting: Setting) -> dict:
     """What the table says of a variant; its sites are those of its embedded model."""
     module, info = variants.modules()[variant], lm.source and Path(lm.source) / "training_info.json"
     recall = json.loads(info.read_text(encoding="utf-8"))["trained"]["recall_heldout"]
-    return {"variant": variant, **module.CARD._asdict(), "about": variants.about(lm.config), "checkpoints": {name: each._asdict() for name, each in module.PUBLISHED.items()},
+    return {"variant": variant, **module.CARD._asdict(), "about": variants.about(lm.config),
+            "checkpoints": {name: each._asdict() for name, each in module.PUBLISHED.items()},
             "embedded": {"name": lm.name, "parameters": sum(x.numel() for x in lm.parameters()),
                          "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}},
             "options": {name: list(values) for name, values in variants.options(module).items()},
@@ -139,4 +140,3 @@ def _that_run(lm, setting: Setting) -> list[str]:
             continue
         found.append(name)
     return found
-

@@ -72,8 +72,8 @@ def _read(folder, weights, backend, device, dtype, tokenizer, name, options, mea
 
 def with_site(name: str) -> list[str]:
     """The variants that have a site of this name, as their embedded models show."""
-    every = (load(model, device="cpu", cached=False) for model in EMBEDDED)
-    return [lm.config.variant for lm in every if name in lm.sites]
+    found = map(checkpoints.read_config, EMBEDDED.values())
+    return [config.variant for module, config, _ in found if name in _empty(module, config, "reference", "cpu", "", None).sites]
 
 
 def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto", device: str = "auto",

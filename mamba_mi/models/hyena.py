@@ -24,8 +24,8 @@ from mamba_mi.models.safari import KNOWN_BY, parse, published_config, recognises
 from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 
-__all__ = ["ABOUT", "CARD", "KNOWN_BY", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config", "recognises", "settle",
-           "their_name"]
+__all__ = ["ABOUT", "CARD", "KNOWN_BY", "OPTIONS", "PUBLISHED", "Block", "Config", "FinalNorm", "parse", "published_config",
+           "recognises", "settle", "their_name"]
 PUBLISHED = {"hyena-small-150b": Published("Zymrael/hyena-small-150b-tok", 153_752_832)}
 CARD = Card("Hyena, long convolutions with filters made by a net (Poli et al. 2023)", "BSD-3-Clause",
             "safari's: one flat .ckpt, no config.json", "a token-by-token sum in numpy")

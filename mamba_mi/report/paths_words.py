@@ -108,7 +108,7 @@ def caveats(summary: Sequence[Mapping]) -> list[str]:
 
 def _same_bits(summary: Sequence[Mapping]) -> bool:
     """Whether no prompt had any other number on the attention path."""
-    apart = [row for row in summary if row["conditions"]["path"] == "attention"]
+    apart = [row for row in summary if row["conditions"]["path"] == ATTENTION]
     return bool(apart) and all(row["mean"] == row["ci_low"] == row["ci_high"] == 0 for row in apart)
 
 

@@ -97,8 +97,7 @@ def _over_seeds(jobs: Sequence[Mapping], normalised: Mapping[str, str], family: 
     groups, notes = grouped(jobs, [SEED]), []
     stacks, rows = [], []
     for group in groups:
-        runs, conditions = _measured(group, notes, in_groups)
-        layers = _layers(group)
+        runs, conditions, layers = _measured(group, notes, in_groups)
         normal = {metric: name for metric, name in normalised.items() if any(name in job_metrics for _, job_metrics in runs)}
         stacks.append((stack([run for run, _ in runs], conditions, normalised=normal, family=family), conditions))
         rows += [_named(row | layers.get(tuple(row["conditions"].items()), {}), group)
@@ -118,15 +117,18 @@ def _over_seeds(jobs: Sequence[Mapping], normalised: Mapping[str, str], family: 
     return Pooled(groups, rows, differences, notes=notes)
 
 
-def _measured(group: Group, notes: list[str], in_groups) -> tuple[list[tuple[Measured, set[str]]], list[str]]:
-    """What statistics need of each of the group's runs, and the conditions that make its cells."""
-    runs, conditions = [], []
+def _measured(group: Group, notes: list[str],
+              in_groups) -> tuple[list[tuple[Measured, set[str]]], list[str], dict[tuple, dict]]:
+    """What statistics need of each of the group's runs, the conditions that make its cells, and by these the layers of a
+    window where the runs spell them out, for others lie between."""
+    runs, conditions, layers = [], [], {}
     for job in group.jobs:
         folder = Path(job["path"])
         summary = read_json(folder / "summary.json")
         if not summary or not (folder / "effects.parquet").is_file():
             raise UserError(f"{folder} has no effects to put together; run that job again with force=true")
         conditions = list(summary[0]["conditions"])
+        layers |= {tuple(row["conditions"].items()): {"layers": row["layers"]} for row in summary if "layers" in row}
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         effects = in_groups(pq.read_table(folder / "effects.parquet"))
         clusters = {record["prompt_id"]: record.get("cluster") or record["prompt_id"]
@@ -137,13 +139,7 @@ def _measured(group: Group, notes: list[str], in_groups) -> tuple[list[tuple[Mea
             notes.append(said)
         runs.append((Measured(config["seed"], effects, {i: clusters.get(i, i) for i in ids},
                               config["method"].get("tau") or 0.0), {row["metric"] for row in summary}))
-    return runs, conditions
-
-
-def _layers(group: Group) -> dict[tuple, dict]:
-    """The layers of each window, where the first run's summary spells them out for others lie between, by its conditions."""
-    summary = read_json(Path(group.jobs[0]["path"]) / "summary.json")
-    return {tuple(row["conditions"].items()): {"layers": row["layers"]} for row in summary if "layers" in row}
+    return runs, conditions, layers
 
 
 def _resamples(jobs: Sequence[Mapping]) -> int:
