@@ -1,0 +1,193 @@
+"""The scan of Mamba-1, where every channel has many decays; its gradient by hand, with states at the borders of chunks only.
+
+h_t = a_t ∘ h_{t-1} + B_t x_tᵀ,   y_t = h_tᵀ C_t   with   a_t = exp(dt_t A),   x_t = dt_t v_t.
+
+Let g_t be the gradient of h_t by all later ways too, and r_t = a_t ∘ g_t what of it reaches h_{t-1}:
+    g_t = C_t dy_tᵀ + r_{t+1}      (at the last token the last state's gradient stands for r_{t+1})
+    dC_t = h_t dy_t,   dB_t = g_t x_t,   dx_t = g_tᵀ B_t,   hence dv_t = dt_t dx_t and, of what is written, d(dt_t) = v_t dx_t
+    d(dt_t A) = r_t ∘ h_{t-1},   hence d(dt_t) = Σ_n A (r_t ∘ h_{t-1}),   dA = Σ_t dt_t (r_t ∘ h_{t-1})
+The gradient of h_0 is r_1. Nothing here divides by a decay or by dt, which may be 0 or, edited, negative.
+
+Shape legend: B batch, L length, G groups, N state, E channels, T chunk, K chunks; b rows of the state before.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from mamba_mi.backends import reference
+from mamba_mi.backends.reference import again, gather, joined, spread, starts
+
+CHUNK = 16  # as many tokens as a state commonly has numbers: borders then take what y takes
+STATE = 2**14  # numbers of a state: more to a step of the loop costs cache, fewer cost calls
+
+
+def mix(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
+    """Without gradients: the state B N E stays in cache while the tokens go by; no length × state tensor is ever made."""
+    heads, width, groups = *v.shape[2:], B_BLGN.shape[2]
+    x_BLE = (v * w[..., None]).flatten(2)
+    dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.repeat_interleave(width, dim=0).T.contiguous()
+    if v.shape[1] == 1 and h0 is not None and not keep_h:
+        return _one_token_of_many(x_BLE, dt_BLE, A_NE, B_BLGN, C_BLGN, _to_NE(h0)).unflatten(2, (heads, width)), None
+    h_BNE = v.new_zeros(len(v), *A_NE.shape) if h0 is None else spread(_to_NE(h0), len(v)).clone()
+    ys, hs = zip(*(_one_group(*each) for each in zip(
+        x_BLE.chunk(groups, 2), dt_BLE.chunk(groups, 2), A_NE.chunk(groups, 1), B_BLGN.unbind(2), C_BLGN.unbind(2),
+        h_BNE.chunk(groups, 2))))
+    y, h = joined(ys, 2), joined(hs, 2)
+    return y.unflatten(2, (heads, width)), h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+
+
+def _one_token_of_many(x_B1E, dt_B1E, A_NE, B_B1GN, C_B1GN, h_bNE):
+    """A token that goes on from a state which rows may share: C (exp(dt A) h) + (C B) x; the state after it is not made."""
+    left_BNE = torch.mul(dt_B1E, A_NE).exp()
+    left_BNE = (left_BNE.unflatten(0, (-1, len(h_bNE))) * h_bNE).flatten(0, 1)
+    groups = B_B1GN.shape[2]
+    before = [C_B1N[:, None] @ left for C_B1N, left in zip(C_B1GN[:, 0].unbind(1), left_BNE.chunk(groups, 2))]
+    own_B1E = (C_B1GN * B_B1GN).sum(-1).repeat_interleave(x_B1E.shape[2] // groups, dim=2)
+    return torch.addcmul(joined(before, 2), own_B1E, x_B1E)
+
+
+def _one_group(x_BLE, dt_BLE, A_NE, B_BLN, C_BLN, h_BNE):
+    """y_BLE and the last state of channels that share B and C; the state is written over."""
+    ys = []
+    for x, dt, B_, C_ in zip(x_BLE[:, :, None].unbind(1), dt_BLE[:, :, None].unbind(1), B_BLN[..., None].unbind(1),
+                             C_BLN[:, :, None].unbind(1)):
+        h_BNE = h_BNE.mul_(torch.mul(dt, A_NE).exp_()).addcmul_(B_, x)
+        ys.append(C_ @ h_BNE)
+    return torch.cat(ys, dim=1), h_BNE
+
+
+def _to_NE(h_BHPN):
+    return h_BHPN.permute(0, 3, 1, 2).flatten(2)
+
+
+def mix_with_gradients(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
+    """The same, open to gradients of all."""
+    heads, width = v.shape[2:]
+    if width > 1:
+        dt, w = (x.repeat_interleave(width, dim=2) for x in (dt, w))
+        A_HN = A_HN.repeat_interleave(width, dim=0)
+    h0_bNE = v.new_zeros(1, A_HN.shape[1], heads * width) if h0 is None else _to_NE(h0)
+    y, h = ManyDecays.apply(v.flatten(2), dt, w, A_HN.T, B_BLGN, C_BLGN, h0_bNE)
+    return y.unflatten(2, (heads, width)), h.unflatten(2, (heads, width)).permute(0, 2, 3, 1) if keep_h else None
+
+
+class ManyDecays(Function):
+    """y_BLE and the last state h_BNE, from v, dt and the dt of what is written (BLE each), A_NE, B, C (BLGN) and h0_bNE.
+
+    Where its gradient is to have one itself (`create_graph`), that of the reference's token loop is taken, which holds
+    every state.
+    """
+
+    @staticmethod
+    def forward(ctx, v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE):
+        (rows, length, inner), states = v_BLE.shape, len(A_NE)
+        y_BLE, last_BNE = torch.empty_like(v_BLE), v_BLE.new_empty(rows, states, inner)
+        borders_KBNE = v_BLE.new_empty(-(-length // CHUNK), rows, states, inner)
+        for own, group, at in _parts(rows, B_BLGN.shape[2], inner, states):
+            v, dt, w, B_, C_ = (x.transpose(0, 1) for x in (v_BLE[own, :, at], dt_BLE[own, :, at], w_BLE[own, :, at],
+                                                            B_BLGN[own, :, group], C_BLGN[own, :, group]))
+            work = _Buffers(v, dt, A_NE[:, at])
+            h = starts(own, h0_bNE)[:, :, at]
+            for k, part in enumerate(_chunks(length)):
+                borders_KBNE[k, own, :, at] = h
+                h_TBNE = work.states(dt[part], v[part] * w[part], B_[part], h)
+                h = h_TBNE[-1]
+                y_BLE[own, part, at] = (C_[part][:, :, None] @ h_TBNE)[:, :, 0].transpose(0, 1)
+            last_BNE[own, :, at] = h
+        ctx.save_for_backward(v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE, borders_KBNE)
+        ctx.set_materialize_grads(False)
+        return y_BLE, last_BNE
+
+    @staticmethod
+    def backward(ctx, dy_BLE, dlast_BNE):
+        *given, borders_KBNE = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(_by_token, given, (dy_BLE, dlast_BNE), ctx.needs_input_grad)
+        v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE = given
+        dy_BLE = torch.zeros_like(v_BLE) if dy_BLE is None else dy_BLE
+        dv, ddt, dw, = (torch.empty_like(x) for x in (v_BLE, dt_BLE, w_BLE))
+        dA, dB, dC, dh0 = (torch.zeros_like(x) for x in (A_NE, B_BLGN, C_BLGN, h0_bNE))
+        (rows, length, inner), states = v_BLE.shape, len(A_NE)
+        for own, group, at in _parts(rows, B_BLGN.shape[2], inner, states):
+            v, dt, w, dy, B_, C_ = (x.transpose(0, 1) for x in (
+                v_BLE[own, :, at], dt_BLE[own, :, at], w_BLE[own, :, at], dy_BLE[own, :, at],
+                B_BLGN[own, :, group], C_BLGN[own, :, group]))
+            work = _Buffers(v, dt, A_NE[:, at])
+            r = v.new_zeros(v.shape[1], states, v.shape[2]) if dlast_BNE is None else dlast_BNE[own, :, at]
+            for k, part in reversed([*enumerate(_chunks(length))]):
+                x = v[part] * w[part]
+                h_TBNE = work.states(dt[part], x, B_[part], borders_KBNE[k, own, :, at])
+                g_TBNE, r = work.gradients(dy[part], C_[part], r)
+                dC[own, part, group] += (dy[part][:, :, None] @ h_TBNE.transpose(2, 3))[:, :, 0].transpose(0, 1)
+                dB[own, part, group] += (x[:, :, None] @ g_TBNE.transpose(2, 3))[:, :, 0].transpose(0, 1)
+                dx = (B_[part][:, :, None] @ g_TBNE)[:, :, 0]
+                dv[own, part, at] = (dx * w[part]).transpose(0, 1)
+                dw[own, part, at] = (dx * v[part]).transpose(0, 1)
+                ddt_TBE, dA_NE = work.decays(dt[part])
+                ddt[own, part, at] = ddt_TBE.transpose(0, 1)
+                dA[:, at] += dA_NE
+            gather(dh0[:, :, at], own, r)
+        return dv, ddt, dw, dA, dB, dC, dh0
+
+
+class _Buffers:
+    """What a chunk of one part needs, made once: decays, states with the one before, and gradients of states."""
+
+    def __init__(self, v_LBE, dt_LBE, A_NE):
+        size, rows, inner = min(CHUNK, len(v_LBE)), *v_LBE.shape[1:]
+        self.A_NE = A_NE.contiguous()
+        self.a, self.h, self.g = (v_LBE.new_empty(n, rows, len(A_NE), inner) for n in (size, size + 1, size))
+        self.each_a, self.each_h, self.each_g = (x.unbind(0) for x in (self.a, self.h, self.g))
+
+    def states(self, dt_TBE, x_TBE, B_TBN, h_BNE) -> Tensor:
+        """h_t of a chunk that starts from `h_BNE`; ours until the next chunk's are asked for."""
+        size = len(dt_TBE)
+        a, h = self.a[:size], self.h[1:size + 1]
+        self.each_h[0].copy_(h_BNE)  # first: it may be the last of the states that are now written over
+        torch.mul(dt_TBE[:, :, None], self.A_NE, out=a).exp_()
+        torch.mul(B_TBN[..., None], x_TBE[:, :, None], out=h)
+        for t in range(size):
+            self.each_h[t + 1].addcmul_(self.each_a[t], self.each_h[t])
+        return h
+
+    def gradients(self, dy_TBE, C_TBN, r_BNE) -> tuple[Tensor, Tensor]:
+        """g_t of the chunk whose states were asked for last, `r_BNE` coming from the next; and what reaches the one before."""
+        size = len(dy_TBE)
+        g = self.g[:size]
+        torch.mul(C_TBN[..., None], dy_TBE[:, :, None], out=g)
+        self.each_g[size - 1].add_(r_BNE)
+        for t in reversed(range(size - 1)):
+            self.each_g[t].addcmul_(self.each_a[t + 1], self.each_g[t + 1])
+        return g, self.each_a[0] * self.each_g[0]
+
+    def decays(self, dt_TBE) -> tuple[Tensor, Tensor]:
+        """Of that chunk the gradient of dt_TBE as it decays, and of A_NE; the decays and g are written over."""
+        size = len(dt_TBE)
+        q, free = self.a[:size].mul_(self.g[:size]).mul_(self.h[:size]), self.g[:size]
+        ddt_TBE = torch.mul(q, self.A_NE, out=free).sum(2)
+        return ddt_TBE, q.mul_(dt_TBE[:, :, None]).sum((0, 1))
+
+
+def _parts(rows, groups, inner, states) -> Iterator[tuple[slice, int, slice]]:
+    """A few rows and channels at a time, all of one group: what a chunk of them needs stays in cache."""
+    wide = inner // groups
+    channels = min(wide, max(1, STATE // states))
+    few = max(1, STATE // (states * channels))
+    for r in range(0, rows, few):
+        for group in range(groups):
+            for e in range(group * wide, (group + 1) * wide, channels):
+                yield slice(r, min(r + few, rows)), group, slice(e, min(e + channels, (group + 1) * wide))
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK))
+
+
+def _by_token(v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE):
+    y_BLHP, h_BHPN = reference.scan(v_BLE[..., None], dt_BLE, A_NE.T, B_BLGN, C_BLGN, h0=h0_bNE.transpose(1, 2)[:, :, None],
+                          dt_write=w_BLE)
+    return y_BLHP[..., 0], _to_NE(h_BHPN)
