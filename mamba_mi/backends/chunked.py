@@ -5,15 +5,15 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, R hea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from mamba_mi.backends import many_decays, one_decay
 from mamba_mi.backends.long_conv import long_conv
-from mamba_mi.backends.reference import joined, spread, widened
+from mamba_mi.backends.reference import joined, own_types, spread, widened
 from mamba_mi.backends.retention import retain
+from mamba_mi.backends.shifted_sums import Conv, added
 
 __all__ = ["conv", "long_conv", "missing", "retain", "scan"]
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
@@ -29,7 +29,7 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
     v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)
     kernel = one_decay if A.shape[1] == 1 else many_decays
-    with _own_types(v):
+    with own_types(v):
         if _needs_grad((v, dt, w, A, B_, C_, h0)):
             y, h = kernel.mix_with_gradients(v, dt, w, A, B_, C_, h0, keep_h)
             return y.to(v_BLHP.dtype), h
@@ -37,12 +37,6 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
                  for part, start in _row_groups(v, A, h0)]
     ys, hs = zip(*parts)
     return joined(ys).to(v_BLHP.dtype), joined(hs) if keep_h else None
-
-
-def _own_types(v):
-    """Where autocast is on, not under it: it would take the products inside a chunk in a short type."""
-    device = v.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _row_groups(v, A, h0) -> Iterator[tuple[slice, Tensor | None]]:
@@ -68,31 +62,9 @@ def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor
     """The causal depthwise convolution as shifted sums: faster on CPU than a grouped conv1d."""
     length, width = u_BLC.shape[1], weight_CK.shape[1]
     tail = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
-    add = _added if _needs_grad((u_BLC, weight_CK, bias_C, tail)) else _added_in_place
-    tap_KC = weight_CK.T.contiguous()
-    y = add(torch.addcmul(bias_C, u_BLC, tap_KC[width - 1]), u_BLC, tap_KC, tail)
+    given = u_BLC, weight_CK, bias_C, tail
+    y = Conv.apply(*given) if _needs_grad(given) else added(*given)
     if not keep_tail:
         return y, None
     last = max(length - width + 1, 0)
     return y, torch.cat([spread(tail, len(u_BLC)), u_BLC[:, last:]], dim=1)[:, length - last:]
-
-
-def _added(y, u_BLC, tap_KC, tail):
-    """The earlier taps added to y, from one tensor of all inputs: what gradients go back through fastest."""
-    u = torch.cat([spread(tail, len(y)), u_BLC], dim=1)
-    for k in range(len(tap_KC) - 1):
-        y = torch.addcmul(y, u[:, k:k + y.shape[1]], tap_KC[k])
-    return y
-
-
-def _added_in_place(y, u_BLC, tap_KC, tail):
-    """The earlier taps added to y, which is ours until it is returned, without a copy of the inputs. What they read of a
-    tail that many rows share is summed once."""
-    length, width = y.shape[1], len(tap_KC)
-    before = tail.new_zeros(len(tail), min(length, width - 1), tail.shape[2])
-    for k in range(width - 1):
-        back = width - 1 - k  # how many tokens before its own this tap reads
-        y[:, back:].addcmul_(u_BLC[:, :max(length - back, 0)], tap_KC[k])
-        before[:, :back].addcmul_(tail[:, k:k + length], tap_KC[k])
-    y.unflatten(0, (-1, len(tail)))[:, :, :before.shape[1]] += before
-    return y

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from mamba_mi.backends import reference
-from mamba_mi.backends.reference import again, gather, joined, spread, starts
+from mamba_mi.backends.reference import again, gather, joined, own_types, spread, starts
 
 CHUNK = 16  # as many tokens as a state commonly has numbers: borders then take what y takes
-STATE = 2**14  # numbers of a state: more to a step of the loop costs cache, fewer cost calls
+STATE = 2**13  # numbers of a state: more to a step of the loop costs cache, fewer cost calls
 
 
 def mix(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
@@ -87,17 +87,17 @@ class ManyDecays(Function):
         (rows, length, inner), states = v_BLE.shape, len(A_NE)
         y_BLE, last_BNE = torch.empty_like(v_BLE), v_BLE.new_empty(rows, states, inner)
         borders_KBNE = v_BLE.new_empty(-(-length // CHUNK), rows, states, inner)
+        room = _room(v_BLE, A_NE)
         for own, group, at in _parts(rows, B_BLGN.shape[2], inner, states):
-            v, dt, w, B_, C_ = (x.transpose(0, 1) for x in (v_BLE[own, :, at], dt_BLE[own, :, at], w_BLE[own, :, at],
-                                                            B_BLGN[own, :, group], C_BLGN[own, :, group]))
-            work = _Buffers(v, dt, A_NE[:, at])
-            h = starts(own, h0_bNE)[:, :, at]
-            for k, part in enumerate(_chunks(length)):
+            part = _Part(room, v_BLE[own, :, at], dt_BLE[own, :, at], w_BLE[own, :, at], A_NE[:, at],
+                         B_BLGN[own, :, group], C_BLGN[own, :, group])
+            y_LBE, h = torch.empty_like(part.x), starts(own, h0_bNE)[:, :, at]
+            for k, chunk in enumerate(_chunks(length)):
                 borders_KBNE[k, own, :, at] = h
-                h_TBNE = work.states(dt[part], v[part] * w[part], B_[part], h)
+                h_TBNE = part.states(chunk, h)
+                _product(part.C[chunk], h_TBNE, y_LBE[chunk])
                 h = h_TBNE[-1]
-                y_BLE[own, part, at] = (C_[part][:, :, None] @ h_TBNE)[:, :, 0].transpose(0, 1)
-            last_BNE[own, :, at] = h
+            y_BLE[own, :, at], last_BNE[own, :, at] = y_LBE.transpose(0, 1), h
         ctx.save_for_backward(v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE, borders_KBNE)
         ctx.set_materialize_grads(False)
         return y_BLE, last_BNE
@@ -107,69 +107,90 @@ class ManyDecays(Function):
         *given, borders_KBNE = ctx.saved_tensors
         if torch.is_grad_enabled():
             return again(_by_token, given, (dy_BLE, dlast_BNE), ctx.needs_input_grad)
-        v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE = given
-        dy_BLE = torch.zeros_like(v_BLE) if dy_BLE is None else dy_BLE
-        dv, ddt, dw, = (torch.empty_like(x) for x in (v_BLE, dt_BLE, w_BLE))
-        dA, dB, dC, dh0 = (torch.zeros_like(x) for x in (A_NE, B_BLGN, C_BLGN, h0_bNE))
-        (rows, length, inner), states = v_BLE.shape, len(A_NE)
-        for own, group, at in _parts(rows, B_BLGN.shape[2], inner, states):
-            v, dt, w, dy, B_, C_ = (x.transpose(0, 1) for x in (
-                v_BLE[own, :, at], dt_BLE[own, :, at], w_BLE[own, :, at], dy_BLE[own, :, at],
-                B_BLGN[own, :, group], C_BLGN[own, :, group]))
-            work = _Buffers(v, dt, A_NE[:, at])
-            r = v.new_zeros(v.shape[1], states, v.shape[2]) if dlast_BNE is None else dlast_BNE[own, :, at]
-            for k, part in reversed([*enumerate(_chunks(length))]):
-                x = v[part] * w[part]
-                h_TBNE = work.states(dt[part], x, B_[part], borders_KBNE[k, own, :, at])
-                g_TBNE, r = work.gradients(dy[part], C_[part], r)
-                dC[own, part, group] += (dy[part][:, :, None] @ h_TBNE.transpose(2, 3))[:, :, 0].transpose(0, 1)
-                dB[own, part, group] += (x[:, :, None] @ g_TBNE.transpose(2, 3))[:, :, 0].transpose(0, 1)
-                dx = (B_[part][:, :, None] @ g_TBNE)[:, :, 0]
-                dv[own, part, at] = (dx * w[part]).transpose(0, 1)
-                dw[own, part, at] = (dx * v[part]).transpose(0, 1)
-                ddt_TBE, dA_NE = work.decays(dt[part])
-                ddt[own, part, at] = ddt_TBE.transpose(0, 1)
-                dA[:, at] += dA_NE
-            gather(dh0[:, :, at], own, r)
-        return dv, ddt, dw, dA, dB, dC, dh0
+        with own_types(borders_KBNE):
+            return _back(dy_BLE, dlast_BNE, *given, borders_KBNE)
 
 
-class _Buffers:
-    """What a chunk of one part needs, made once: decays, states with the one before, and gradients of states."""
+def _back(dy_BLE, dlast_BNE, v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE, borders_KBNE):
+    """The gradients of what the scan took, the last chunk first."""
+    dy_BLE = torch.zeros_like(v_BLE) if dy_BLE is None else dy_BLE
+    dv, ddt, dw = (torch.empty_like(x) for x in (v_BLE, dt_BLE, w_BLE))
+    dA, dB, dC, dh0 = (torch.zeros_like(x) for x in (A_NE, B_BLGN, C_BLGN, h0_bNE))
+    (rows, length, inner), states = v_BLE.shape, len(A_NE)
+    room = _room(v_BLE, A_NE)
+    for own, group, at in _parts(rows, B_BLGN.shape[2], inner, states):
+        part = _Part(room, v_BLE[own, :, at], dt_BLE[own, :, at], w_BLE[own, :, at], A_NE[:, at],
+                     B_BLGN[own, :, group], C_BLGN[own, :, group], dy_BLE[own, :, at])
+        r = part.x.new_zeros(part.h.shape[1:]) if dlast_BNE is None else dlast_BNE[own, :, at]
+        for k, chunk in reversed([*enumerate(_chunks(length))]):
+            r = part.back(chunk, borders_KBNE[k, own, :, at], r)
+        gather(dh0[:, :, at], own, r)
+        dx_BLE = part.dx.transpose(0, 1)
+        torch.mul(dx_BLE, w_BLE[own, :, at], out=dv[own, :, at])
+        torch.mul(dx_BLE, v_BLE[own, :, at], out=dw[own, :, at])
+        ddt[own, :, at] = part.ddt.transpose(0, 1)
+        dA[:, at] += part.dA
+        dB[own, :, group] += part.dB.transpose(0, 1)
+        dC[own, :, group] += part.dC.transpose(0, 1)
+    return dv, ddt, dw, dA, dB, dC, dh0
 
-    def __init__(self, v_LBE, dt_LBE, A_NE):
-        size, rows, inner = min(CHUNK, len(v_LBE)), *v_LBE.shape[1:]
-        self.A_NE = A_NE.contiguous()
-        self.a, self.h, self.g = (v_LBE.new_empty(n, rows, len(A_NE), inner) for n in (size, size + 1, size))
-        self.each_a, self.each_h, self.each_g = (x.unbind(0) for x in (self.a, self.h, self.g))
 
-    def states(self, dt_TBE, x_TBE, B_TBN, h_BNE) -> Tensor:
-        """h_t of a chunk that starts from `h_BNE`; ours until the next chunk's are asked for."""
-        size = len(dt_TBE)
-        a, h = self.a[:size], self.h[1:size + 1]
+class _Part:
+    """A few rows and channels that share B and C, tokens first; and, made once for all its chunks, what one of them needs."""
+
+    def __init__(self, room, v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, dy_BLE=None):
+        self.x, self.dt, self.B, self.C = (x.transpose(0, 1).contiguous() for x in (v_BLE * w_BLE, dt_BLE, B_BLN, C_BLN))
+        self.A, (length, rows, _) = A_NE.contiguous(), self.x.shape
+        size = min(CHUNK, length)
+        room = room[:(3 * size + 1) * rows * self.A.numel()].view(-1, rows, *self.A.shape)
+        self.a, self.g, self.h = room.split([size, size, size + 1])
+        self.each_a, self.each_g, self.each_h = (x.unbind(0) for x in (self.a, self.g, self.h))
+        if dy_BLE is None:
+            return
+        self.dy = dy_BLE.transpose(0, 1).contiguous()
+        self.dx, self.ddt, self.dB, self.dC = (torch.empty_like(x) for x in (self.x, self.dt, self.B, self.C))
+        self.dA = torch.zeros_like(self.A)
+
+    def states(self, chunk, h_BNE) -> Tensor:
+        """h_TBNE of a chunk that starts from `h_BNE`; ours until the next chunk's are asked for."""
+        dt, x, B_ = self.dt[chunk], self.x[chunk], self.B[chunk]
+        a, h = self.a[:len(dt)], self.h[1:len(dt) + 1]
         self.each_h[0].copy_(h_BNE)  # first: it may be the last of the states that are now written over
-        torch.mul(dt_TBE[:, :, None], self.A_NE, out=a).exp_()
-        torch.mul(B_TBN[..., None], x_TBE[:, :, None], out=h)
-        for t in range(size):
+        torch.mul(dt[:, :, None], self.A, out=a).exp_()
+        torch.mul(B_[..., None], x[:, :, None], out=h)
+        for t in range(len(dt)):
             self.each_h[t + 1].addcmul_(self.each_a[t], self.each_h[t])
         return h
 
-    def gradients(self, dy_TBE, C_TBN, r_BNE) -> tuple[Tensor, Tensor]:
-        """g_t of the chunk whose states were asked for last, `r_BNE` coming from the next; and what reaches the one before."""
-        size = len(dy_TBE)
-        g = self.g[:size]
-        torch.mul(C_TBN[..., None], dy_TBE[:, :, None], out=g)
+    def back(self, chunk, h_BNE, r_BNE) -> Tensor:
+        """Go back through a chunk that starts from `h_BNE`, `r_BNE` coming from the next one; what reaches the one before."""
+        h, dy, dt = self.states(chunk, h_BNE), self.dy[chunk], self.dt[chunk]
+        size = len(dt)
+        a, g = self.a[:size], self.g[:size]
+        torch.mul(self.C[chunk][..., None], dy[:, :, None], out=g)
         self.each_g[size - 1].add_(r_BNE)
         for t in reversed(range(size - 1)):
             self.each_g[t].addcmul_(self.each_a[t + 1], self.each_g[t + 1])
-        return g, self.each_a[0] * self.each_g[0]
+        _product(dy, h.transpose(2, 3), self.dC[chunk])
+        _product(self.x[chunk], g.transpose(2, 3), self.dB[chunk])
+        _product(self.B[chunk], g, self.dx[chunk])
+        r = a.mul_(g)
+        before_BNE = r[0].clone()
+        r.mul_(self.h[:size])  # the gradient of dt A
+        torch.sum(torch.mul(r, self.A, out=g), 2, out=self.ddt[chunk])
+        self.dA += r.mul_(dt[:, :, None]).sum((0, 1))
+        return before_BNE
 
-    def decays(self, dt_TBE) -> tuple[Tensor, Tensor]:
-        """Of that chunk the gradient of dt_TBE as it decays, and of A_NE; the decays and g are written over."""
-        size = len(dt_TBE)
-        q, free = self.a[:size].mul_(self.g[:size]).mul_(self.h[:size]), self.g[:size]
-        ddt_TBE = torch.mul(q, self.A_NE, out=free).sum(2)
-        return ddt_TBE, q.mul_(dt_TBE[:, :, None]).sum((0, 1))
+
+def _product(x_TBX, M_TBXY, out_TBY) -> None:
+    """Σ_x M[x, y] x of every token and row."""
+    torch.bmm(x_TBX.flatten(0, 1)[:, None], M_TBXY.flatten(0, 1), out=out_TBY.flatten(0, 1)[:, None])
+
+
+def _room(v_BLE, A_NE) -> Tensor:
+    """What a chunk of any part needs, asked of the allocator once."""
+    rows, length, inner = v_BLE.shape
+    return v_BLE.new_empty((3 * min(CHUNK, length) + 1) * min(rows * A_NE.numel(), max(STATE, len(A_NE))))
 
 
 def _parts(rows, groups, inner, states) -> Iterator[tuple[slice, int, slice]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from mamba_mi.backends import reference
-from mamba_mi.backends.reference import again, gather, joined, spread, starts
+from mamba_mi.backends.reference import again, gather, joined, own_types, spread, starts
 
 CHUNK = 64
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
@@ -152,20 +152,25 @@ class OneDecay(Function):
         *given, borders_KBHPN = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *again(_by_token, given, (dy, dlast), ctx.needs_input_grad), None
-        v, dt, w, A_H1, B_BLGN, C_BLGN, h0 = given
-        dy = torch.zeros_like(v) if dy is None else dy
-        dv, ddt, dw, dB, dC = (torch.empty_like(x) for x in (v, dt, w, B_BLGN, C_BLGN))
-        dA, dh0 = torch.zeros_like(A_H1), None if h0 is None else torch.zeros_like(h0)
-        for own in _few(len(v), v):
-            spanned, dh = _spanned(dt[own]), None if dlast is None else dlast[own]
-            for k, part in reversed([*enumerate(_chunks(v.shape[1]))]):
-                at, h = (own, part), borders_KBHPN[k - 1, own] if k else starts(own, h0)
-                dv[at], ddt[at], dw[at], dA_H1, dB[at], dC[at], dh = _chunk_back(
-                    dy[at], dh, v[at], dt[at], w[at], A_H1, B_BLGN[at], C_BLGN[at], h, spanned)
-                dA += dA_H1
-            if h0 is not None:
-                gather(dh0, own, dh)
-        return dv, ddt, dw, dA, dB, dC, dh0, None
+        with own_types(borders_KBHPN):
+            return *_back(dy, dlast, *given, borders_KBHPN), None
+
+
+def _back(dy, dlast, v, dt, w, A_H1, B_BLGN, C_BLGN, h0, borders_KBHPN):
+    """The gradients of what `mix` takes, the last chunk first."""
+    dy = torch.zeros_like(v) if dy is None else dy
+    dv, ddt, dw, dB, dC = (torch.empty_like(x) for x in (v, dt, w, B_BLGN, C_BLGN))
+    dA, dh0 = torch.zeros_like(A_H1), None if h0 is None else torch.zeros_like(h0)
+    for own in _few(len(v), v):
+        spanned, dh = _spanned(dt[own]), None if dlast is None else dlast[own]
+        for k, part in reversed([*enumerate(_chunks(v.shape[1]))]):
+            at, h = (own, part), borders_KBHPN[k - 1, own] if k else starts(own, h0)
+            dv[at], ddt[at], dw[at], dA_H1, dB[at], dC[at], dh = _chunk_back(
+                dy[at], dh, v[at], dt[at], w[at], A_H1, B_BLGN[at], C_BLGN[at], h, spanned)
+            dA += dA_H1
+        if h0 is not None:
+            gather(dh0, own, dh)
+    return dv, ddt, dw, dA, dB, dC, dh0
 
 
 def _chunk_back(dy, dlast, v, dt, w, A_H1, B_BTGN, C_BTGN, h, spanned):

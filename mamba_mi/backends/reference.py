@@ -5,6 +5,7 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, C cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -99,6 +100,12 @@ def widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> list[Tensor |
     dt_write = dt_BLH if dt_write is None else dt_write
     kind = torch.promote_types(v_BLHP.dtype, torch.float32)
     return [None if x is None else x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)]
+
+
+def own_types(x: Tensor) -> AbstractContextManager:
+    """Where autocast is on, not under it: it takes products in a short type."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def spread(x: Tensor, rows: int) -> Tensor:
