@@ -92,9 +92,9 @@ def step_of(each: Contestant, tokens_BL: Tensor) -> Callable[[], None]:
 def check_equal(ours: Contestant, theirs: Contestant, tokens_BL: Tensor, what: str) -> float:
     """How far gradients are apart at most, over the largest of their parameter; ValueError beyond BOUND."""
     losses = [each.loss(tokens_BL) for each in (ours, theirs)]
-    apart = abs(float(losses[0] - losses[1]) / float(losses[1]))
     for loss in losses:
         loss.backward()
+    apart = abs(losses[0].item() / losses[1].item() - 1)
     matching = dict(theirs.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
         want = matching[their_name(name)].grad.view_as(parameter)

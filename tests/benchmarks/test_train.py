@@ -12,6 +12,11 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="o
 VARIANTS = pytest.mark.parametrize("variant", train.SSM)
 
 
+@pytest.fixture(autouse=True)
+def one_chunk_size(monkeypatch):
+    monkeypatch.setattr(train, "CHUNKS", (32,))
+
+
 def test_the_benchmark_runs_and_writes_a_line_a_size(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "peaks", lambda variant, size, tell: dict.fromkeys(train.names(variant), 2_000_000))
     result = train.run(list(train.SSM), {"tiny": TINY}, rounds=2)
@@ -42,12 +47,13 @@ def test_a_step_of_everyone_trains(variant):
     lm, tokens_BL = train.our_model(variant, TINY), train.tokens(TINY)
     for each in (train.contestant(name, lm) for name in train.names(variant)):
         step, before = train.step_of(each, tokens_BL), float(each.loss(tokens_BL))
-        for _ in range(10):
+        for _ in range(3):
             step()
-        assert float(each.loss(tokens_BL)) < before - 1e-4
+        assert float(each.loss(tokens_BL)) < before
 
 
 @LINUX
+@pytest.mark.slow  # a process that imports transformers, for each
 def test_the_peak_of_a_step_holds_the_gradients_and_the_optimisers_state():
     size = TINY._replace(d_model=256)
     weights = 4 * sum(x.numel() for x in train.our_model("mamba2", size).parameters())
