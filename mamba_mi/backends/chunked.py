@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mamba_mi.backends import many_decays, one_decay
+from mamba_mi.backends import many_decays, many_decays_gradients, one_decay, one_decay_gradients
 from mamba_mi.backends.long_conv import long_conv
 from mamba_mi.backends.reference import joined, own_types, spread, widened
 from mamba_mi.backends.retention import retain
@@ -28,12 +28,14 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
          dt_write=None) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
     v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)
-    kernel = one_decay if A.shape[1] == 1 else many_decays
+    one = A.shape[1] == 1
     with own_types(v):
         if _needs_grad((v, dt, w, A, B_, C_, h0)):
-            y, h = kernel.mix_with_gradients(v, dt, w, A, B_, C_, h0, keep_h)
+            mix = (one_decay_gradients if one else many_decays_gradients).mix
+            y, h = mix(v, dt, w, A, B_, C_, h0, keep_h)
             return y.to(v_BLHP.dtype), h
-        parts = [kernel.mix(v[part], dt[part], w[part], A, B_[part], C_[part], start, keep_h)
+        mix = (one_decay if one else many_decays).mix
+        parts = [mix(v[part], dt[part], w[part], A, B_[part], C_[part], start, keep_h)
                  for part, start in _row_groups(v, A, h0)]
     ys, hs = zip(*parts)
     return joined(ys).to(v_BLHP.dtype), joined(hs) if keep_h else None

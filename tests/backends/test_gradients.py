@@ -6,7 +6,7 @@ import torch
 from oracles import deviation
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mamba_mi.backends import chunked, many_decays, one_decay, reference
+from mamba_mi.backends import chunked, many_decays_gradients, one_decay_gradients, reference
 from tests.backends.test_scan import SHAPES, drawn, fierce
 
 LENGTHS = (1, 2, 15, 16, 17, 33, 63, 64, 65, 70)
@@ -61,9 +61,9 @@ def test_so_they_are_around_far_borders_of_chunks(shape, length):
 
 @pytest.mark.parametrize("starts", [1, 2, 3, 6])
 def test_shared_starts_gather_the_gradients_of_all_rows_a_few_at_a_time(shape, starts, monkeypatch):
-    monkeypatch.setattr(one_decay, "WORK", 1)
+    monkeypatch.setattr(one_decay_gradients, "WORK", 1)
     for most in (1, 8, 50):
-        monkeypatch.setattr(many_decays, "STATE", most)
+        monkeypatch.setattr(many_decays_gradients, "STATE", most)
         assert_as_the_reference(case(shape, 66, rows=6, starts=starts), 1e-10)
 
 
@@ -168,7 +168,7 @@ def states(shape, length):
 @pytest.mark.parametrize(("shape", "sizes"), [("mamba1", (32, 1, 16, 1, 16)), ("mamba2", (2, 16, 64, 1, 1))])
 def test_no_tensor_of_every_state_is_kept_or_made(shape, sizes, monkeypatch):
     monkeypatch.setitem(SHAPES, shape, sizes)
-    monkeypatch.setattr(many_decays, "STATE", 512)
+    monkeypatch.setattr(many_decays_gradients, "STATE", 512)
     length = 512
     every, kept, most = states(shape, length)
     given = sum(x.numel() for x in drawn(shape, length, rows=1)[0])
