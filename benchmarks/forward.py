@@ -52,12 +52,13 @@ def transformers_model(lm, **settings):
     else:
         model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
             **common, num_heads=c.heads, head_dim=c.headdim, n_groups=c.ngroups, **settings))
-    weights = {_their_name(name): x for name, x in lm.state_dict().items()}
+    weights = {their_name(name): x for name, x in lm.state_dict().items()}
     model.load_state_dict(weights | {"lm_head.weight": weights["backbone.embeddings.weight"]}, strict=True)
     return model.float().eval()
 
 
-def _their_name(name: str) -> str:
+def their_name(name: str) -> str:
+    """What transformers calls a parameter of ours."""
     if not name.startswith("layers."):
         return f"backbone.{name.replace('embedding.', 'embeddings.')}"
     _, layer, rest = name.split(".", 2)

@@ -101,18 +101,18 @@ def peak(variant: str, case: str, length: int, sizes: dict) -> int:
     tokens_BL = torch.randint(lm.config.vocab_size, (1, length), generator=stream(0, "tokens", length))
     knockout = of(length)
     run(lm, tokens_BL[:, :16], of(16))  # what the first call loads is the library's, not the prompt's
-    before = _reset()
+    before = reset()
     run(lm, tokens_BL, knockout)
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _reset() -> int:
+def reset() -> int:
     """Start the high-water mark anew; the resident set now."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

@@ -4,7 +4,8 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, C cha
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -101,6 +102,39 @@ def widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> list[Tensor |
     return [None if x is None else x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)]
 
 
+def own_types(x: Tensor) -> AbstractContextManager:
+    """Where autocast is on, not under it: it takes products in a short type."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def spread(x: Tensor, rows: int) -> Tensor:
     """`x` repeated over the batch: row r of the result is row r % len(x)."""
     return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """All of them along `dim`; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def starts(own: slice, h0: Tensor | None) -> Tensor | None:
+    """The states from which these of a batch's rows start: row r from h0[r % len(h0)]."""
+    return None if h0 is None else h0[torch.arange(own.start, own.stop, device=h0.device) % len(h0)]
+
+
+def gather(dh0: Tensor, own: slice, dh: Tensor) -> None:
+    """Add to the gradient of shared starts, in place, those of the starts of these rows."""
+    dh0.index_add_(0, torch.arange(own.start, own.stop, device=dh0.device) % len(dh0), dh)
+
+
+def again(scan: Callable, given: list[Tensor | None], into: tuple[Tensor | None, ...],
+          needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """The gradients of `given` that are `needed`, by autograd through `scan(*given)` and open to being differentiated again;
+    `into` are those of what it returns."""
+    given = [None if x is None else x.view_as(x) for x in given]  # what one is made of another by is not ours to go through
+    pairs = [(y, dy) for y, dy in zip(scan(*given), into) if dy is not None]
+    asked = [x for x, need in zip(given, needed) if need]
+    found = iter(torch.autograd.grad([y for y, _ in pairs], asked, [dy for _, dy in pairs], create_graph=True,
+                                     allow_unused=True))
+    return tuple(next(found) if need else None for need in needed[:len(given)])

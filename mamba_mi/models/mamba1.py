@@ -105,7 +105,7 @@ class Block(Mixer):
     def leave(self, trace, resid_BLD: Tensor, z_BLE: Tensor, y_BLEP: Tensor) -> Tensor:
         """What the scan gave, gated, and back in the stream."""
         at = self.sites(trace)
-        y_BLE = at("scan_out", y_BLEP[..., 0])
+        y_BLE = at("scan_out", y_BLEP.squeeze(-1))
         out_BLD = self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE)))
         out_BLD = at("out", self.joined(out_BLD, resid_BLD, trace))
         return at("resid_out", resid_BLD + out_BLD)

@@ -1,0 +1,49 @@
+"""The scan of Mamba-1, where every channel has many decays: a loop over tokens around a state that stays in cache.
+
+Shape legend: B batch, L length, G groups, H heads, P head width, N state, E = H·P channels; b rows of the state before.
+"""
+from __future__ import annotations
+
+import torch
+
+from mamba_mi.backends.reference import joined, spread
+
+
+def mix(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
+    """Without gradients: the state B N E stays in cache while the tokens go by; no length × state tensor is ever made."""
+    heads, width, groups = *v.shape[2:], B_BLGN.shape[2]
+    x_BLE = (v * w[..., None]).flatten(2)
+    dt_BLE, A_NE = dt.repeat_interleave(width, dim=2), A_HN.repeat_interleave(width, dim=0).T.contiguous()
+    if v.shape[1] == 1 and h0 is not None and not keep_h:
+        return _one_token_of_many(x_BLE, dt_BLE, A_NE, B_BLGN, C_BLGN, to_NE(h0)).unflatten(2, (heads, width)), None
+    h_BNE = v.new_zeros(len(v), *A_NE.shape) if h0 is None else spread(to_NE(h0), len(v)).clone()
+    ys, hs = zip(*(_one_group(*each) for each in zip(
+        x_BLE.chunk(groups, 2), dt_BLE.chunk(groups, 2), A_NE.chunk(groups, 1), B_BLGN.unbind(2), C_BLGN.unbind(2),
+        h_BNE.chunk(groups, 2))))
+    y, h = joined(ys, 2), joined(hs, 2)
+    return y.unflatten(2, (heads, width)), h.unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+
+
+def _one_token_of_many(x_B1E, dt_B1E, A_NE, B_B1GN, C_B1GN, h_bNE):
+    """A token that goes on from a state which rows may share: C (exp(dt A) h) + (C B) x; the state after it is not made."""
+    left_BNE = torch.mul(dt_B1E, A_NE).exp()
+    left_BNE = (left_BNE.unflatten(0, (-1, len(h_bNE))) * h_bNE).flatten(0, 1)
+    groups = B_B1GN.shape[2]
+    before = [C_B1N[:, None] @ left for C_B1N, left in zip(C_B1GN[:, 0].unbind(1), left_BNE.chunk(groups, 2))]
+    own_B1E = (C_B1GN * B_B1GN).sum(-1).repeat_interleave(x_B1E.shape[2] // groups, dim=2)
+    return torch.addcmul(joined(before, 2), own_B1E, x_B1E)
+
+
+def _one_group(x_BLE, dt_BLE, A_NE, B_BLN, C_BLN, h_BNE):
+    """y_BLE and the last state of channels that share B and C; the state is written over."""
+    ys = []
+    for x, dt, B_, C_ in zip(x_BLE[:, :, None].unbind(1), dt_BLE[:, :, None].unbind(1), B_BLN[..., None].unbind(1),
+                             C_BLN[:, :, None].unbind(1)):
+        h_BNE = h_BNE.mul_(torch.mul(dt, A_NE).exp_()).addcmul_(B_, x)
+        ys.append(C_ @ h_BNE)
+    return torch.cat(ys, dim=1), h_BNE
+
+
+def to_NE(h_BHPN):
+    """B N E, channels last: what a loop over tokens reads in one run."""
+    return h_BHPN.permute(0, 3, 1, 2).flatten(2)
