@@ -39,6 +39,8 @@ from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
 from mamba_mi.runs.prompts import fates, prompt_records
 from mamba_mi.runs.store import Store
+from mamba_mi.training import together
+from mamba_mi.training.together import Alone
 
 console = Console()
 MODEL_KEYS = ("name", "variant", "path", "hub", "tokenizer", "sizes")  # what else a model's YAML has is the variant's own
@@ -83,6 +85,8 @@ def run(cfg: DictConfig) -> Path | None:
         _forecast(built)
         return None
     folder = identity.folder(settings)
+    if built.experiment.setting.ranks.rank > 0:
+        return _assist(built, folder)
     with Store(folder) as store:
         if settings["force"]:
             store.clear()
@@ -101,6 +105,12 @@ def run(cfg: DictConfig) -> Path | None:
     return folder
 
 
+def _assist(built: Built, folder: Path) -> None:
+    """What a process besides the first does of a run: its share of the fit, nothing that is written or shown."""
+    if built.settings["force"] or (read_manifest(folder) or {}).get("status") != "done":
+        built.experiment.fit((), folder / "scratch")
+
+
 def _forecast(built: Built) -> None:
     chosen, dataset = built.settings["dataset"], built.dataset
     if built.experiment.train_size:
@@ -115,14 +125,15 @@ def _forecast(built: Built) -> None:
 def build(settings: Mapping) -> Built:
     """The parts of a run; every mistake in the configuration is found here, before anything is written."""
     check_logbook(settings["logger"])
-    kind = experiments.get(settings["method"]["name"])
+    kind = experiments.get(settings["method"]["name"]).on(settings["dataset"]["name"])
     knobs = experiments.knobs_of(kind, settings["method"])
     _check_reference(kind, settings)
     _prepare(settings["threads"])
     seed = settings["seed"]
-    lm = _model(kind, settings)
+    ranks = _join(kind, settings)
+    lm = _model(kind, knobs, settings)
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
-                                         reference=settings["reference"]))
+                                         reference=settings["reference"], ranks=ranks))
     experiment.check()
     dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed))
     return Built(dict(settings), lm, dataset, experiment)
@@ -139,6 +150,16 @@ def _check_reference(kind: type[Experiment], settings: Mapping) -> None:
         raise UserError(f"{given}: experiment={method} compares with no published numbers; give experiment=reproduce")
 
 
+def _join(kind: type[Experiment], settings: Mapping) -> Alone:
+    """The processes that torchrun started, before any weights are read; the first of them alone has a console and a folder."""
+    if together.count() > 1 and not kind.parallel:
+        raise UserError(f"WORLD_SIZE={together.count()}: experiment={settings['method']['name']} dataset={settings['dataset']['name']} runs "
+                        "in one process; start it without torchrun (torchrun is for experiment=train dataset=pile)")
+    ranks = together.join(models.device_of(settings["device"]))
+    console.quiet = ranks.rank > 0
+    return ranks
+
+
 def _prepare(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -147,17 +168,18 @@ def _prepare(threads: int | None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
-def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
-    model, how = settings["model"], {"backend": settings["backend"]["name"], "device": settings["device"],
-                                     "dtype": settings["dtype"]}
-    source = model["path"] or model["hub"] or model["name"]
-    how["options"] = {key: value for key, value in model.items() if key not in MODEL_KEYS}
-    if kind.fresh_model:
-        return models.blank(source, tokenizer=model["tokenizer"], seed=settings["seed"], **how)
-    lm = models.load(source, tokenizer=model["tokenizer"], **how)
-    if kind.needs != "nothing" and lm.tokenizer is None:
-        raise UserError(f"{source} has no tokenizer; give model.tokenizer=FILE|DIR|hub id")
-    return lm
+def _model(kind: type[Experiment], knobs, settings: Mapping) -> models.LM:
+    model = settings["model"]
+    how = {"backend": settings["backend"]["name"], "device": settings["device"], "dtype": settings["dtype"]}
+    options = {key: value for key, value in model.items() if key not in MODEL_KEYS}
+    return kind.model(knobs, model["path"] or model["hub"] or model["name"], name=model["name"], variant=model["variant"],
+                      sizes=model["sizes"], asked=_asked_sizes(), tokenizer=model["tokenizer"], seed=settings["seed"], options=options, **how)
+
+
+def _asked_sizes() -> list[str]:
+    """Which keys of model.sizes the command line sets."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [line.partition("=")[0].removeprefix("model.sizes.") for line in given if line.startswith("model.sizes.")]
 
 
 def _carry_out(built: Built, store: Store) -> None:
@@ -216,7 +238,7 @@ def _select(built: Built) -> tuple[Selection, Selection]:
     """The items to fit on, none unless the experiment wants some, and those to measure: no subject is in both."""
     experiment, dataset = built.experiment, built.dataset
     nothing = Selection((), (), 0, 0)
-    if dataset is None:
+    if dataset is None or dataset.corpus:
         return nothing, nothing
     if not experiment.train_size:
         return nothing, _measured(built, dataset)

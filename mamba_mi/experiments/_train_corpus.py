@@ -1,0 +1,277 @@
+"""experiment=train on running text: a language model from scratch or from a checkpoint, validated by the source of each text.
+
+The effects are nats a document. Every mean is a ratio of sums, nats over tokens, so that its exponential is the perplexity;
+the document is the sampling unit. Beside the model stands a unigram model of the very tokens it was trained on.
+"""
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from safetensors.torch import load_file
+
+from mamba_mi import models
+from mamba_mi.config import UserError
+from mamba_mi.experiments import UNTESTED, Experiment, at_least
+from mamba_mi.measure.effects import effects
+from mamba_mi.models import hugging_face, state_spaces
+from mamba_mi.report import corpus_words as words
+from mamba_mi.training import Recipe, checkpointing, fit, packing
+from mamba_mi.training.progress import bar
+from mamba_mi.training.speed import flops_per_token, measured_peak
+from mamba_mi.training.text import Rows, Script, unigram_nats
+from mamba_mi.training.validation import Paper, nats, papers
+
+SMALLEST_BATCH = 64  # documents examined and kept together
+PRECISE = ("mamba1", "mamba2")  # variants whose state is seen to stay float32 under autocast
+STARTS, AUTOCASTS = ("scratch", "checkpoint"), ("none", "bf16")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Keys of conf/method/train.yaml as conf/method/of/train_pile.yaml has them."""
+
+    steps: int | None = None
+    batch: int = 32
+    length: int = 1024
+    lr: float = 6e-4
+    weight_decay: float = 0.1
+    warmup: int = 200
+    checkpoint_every: int = 200
+    eval_every: int = 500
+    examined: int | None = 500
+    resamples: int = 2000
+    samples: int | None = 32000
+    epochs: int = 1
+    start: str = "scratch"
+    boundaries: bool = True
+    accumulate: int = 1
+    clip: float = 1.0
+    autocast: str = "none"
+    checkpoint_activations: bool = False
+
+
+class Documents(NamedTuple):
+    """Validation documents that are kept together."""
+
+    key: str
+    papers: tuple[Paper, ...]
+
+
+class TrainOnCorpus(Experiment):
+    """From its start to a model of the text; how well it predicts documents it never read, beside a unigram model."""
+
+    Knobs = Knobs
+    name = "train"
+    fresh_model = parallel = True
+    figures = ("corpus_curve", "corpus_perplexity")
+    question = "How well does the model predict text it has never read?"
+    conditions = ("source",)
+    family = ()
+    normalised = words.RATIOS
+
+    @classmethod
+    def on(cls, dataset):
+        return cls
+
+    @classmethod
+    def model(cls, knobs, source, *, name, variant, sizes, asked, seed, options, **how):
+        """Untrained, from `sizes`, without asking any network for a checkpoint; or what `source` holds."""
+        if knobs.start not in STARTS:
+            raise UserError(f"method.start={knobs.start}: there are {', '.join(STARTS)}")
+        if knobs.start == "checkpoint":
+            cls.refuse_sizes(asked)
+            return models.load(source, options=options, cached=False, **how).requires_grad_(True)
+        if Path(str(source)).expanduser().is_dir():
+            raise UserError(f"model.path={source}: a model from scratch reads no checkpoint; method.start=checkpoint trains it on")
+        if follows := [key for key in asked if key in state_spaces.FOLLOW]:
+            raise UserError(f"model.sizes.{follows[0]}: follows from d_model; give model.sizes.d_model")
+        return models.sized(name, variant, sizes, seed=seed, **how)
+
+    def check(self) -> None:
+        knobs, ranks = self.knobs, self.setting.ranks
+        at_least(knobs, steps=1, samples=1, epochs=1, batch=1, length=2, accumulate=1, checkpoint_every=1, eval_every=1, examined=2)
+        if knobs.steps is None and knobs.samples is None:
+            raise UserError("method.steps=null method.samples=null: nothing says how long to train; give one of them")
+        if knobs.batch % (knobs.accumulate * ranks.count):
+            raise UserError(f"method.batch={knobs.batch}: does not split into {ranks.count} processes times method.accumulate="
+                            f"{knobs.accumulate} parts")
+        if knobs.autocast not in AUTOCASTS:
+            raise UserError(f"method.autocast={knobs.autocast}: there are {', '.join(AUTOCASTS)}")
+        if knobs.autocast != "none" and (self.lm.config.variant not in PRECISE or self.lm.dtype != torch.float32):
+            raise UserError(f"method.autocast={knobs.autocast}: only for {' and '.join(PRECISE)} with dtype=float32; give none")
+        if knobs.checkpoint_activations and any(layer.BALANCED for layer in self.lm.layers):
+            raise UserError(f"method.checkpoint_activations=true: the routers of a {self.lm.config.variant} would be balanced twice")
+        self.script = Script(self.lm.tokenizer, self.lm.config.vocab_size)
+
+    @property
+    def steps(self) -> int:
+        """As many as asked for, or as the samples make."""
+        knobs = self.knobs
+        return knobs.steps or max(1, knobs.samples * knobs.epochs // knobs.batch)
+
+    def candidates(self, load):
+        self.dataset = load()
+        return self.dataset
+
+    def fit(self, train, scratch: Path) -> None:
+        """Train on the text from its beginning, or on from where the last checkpoint stood in it."""
+        knobs, ranks = self.knobs, self.setting.ranks
+        self.papers, self.unread = papers(self.dataset.corpus, self.script, knobs.examined, boundaries=knobs.boundaries)
+        self.rows = Rows(self.dataset.corpus.reader(), self.script, length=knobs.length, boundaries=knobs.boundaries, samples=knobs.samples)
+        self.flops, self.peak = flops_per_token(self.lm), measured_peak(self.lm.device, self._arithmetic) * ranks.count
+        started = time.perf_counter()
+        self.lm.train()
+        with bar(self.steps) if ranks.rank == 0 else nullcontext(lambda point: None) as watch:
+            self.curve = fit(self.lm, self._losses_at, self._recipe(), scratch, identity=self._identity(),
+                             tokens=knobs.batch * knobs.length, examine=self._examine, watch=lambda point: self._watch(watch, point),
+                             source=self.rows, ranks=ranks)
+        self.seconds = time.perf_counter() - started
+        self.lm.eval().requires_grad_(False)
+        ranks.leave()
+        if ranks.rank == 0:
+            self._save(scratch)
+
+    def _save(self, scratch: Path) -> None:
+        self.saved = scratch / "model"
+        models.save(self.lm, self.saved)
+        if not hugging_face.unwritable(self.lm.config):
+            models.save(self.lm, self.saved / "hf", hugging_face)
+        costs, self.smoothing = unigram_nats(self.rows.counts_V, [paper.asked for paper in self.papers])
+        self.unigram = dict(zip((paper.key for paper in self.papers), costs, strict=True))
+
+    def batches(self, items) -> list[Documents]:
+        few = range(0, len(self.papers), SMALLEST_BATCH)
+        return [Documents(f"{i:05d}", tuple(self.papers[at:at + SMALLEST_BATCH])) for i, at in enumerate(few)]
+
+    def clusters(self, items) -> dict[str, str]:
+        return {paper.key: paper.key for paper in self.papers}
+
+    def step(self, batch: Documents) -> pa.Table:
+        costs = self._costs(batch.papers)
+        tables = [_effects(batch.papers, metric, value, baseline) for metric, value, baseline in (
+            (words.MODEL, costs, [0.0] * len(costs)),
+            (words.UNIGRAM, [self.unigram[paper.key] for paper in batch.papers], [0.0] * len(costs)),
+            (words.GAIN, costs, [self.unigram[paper.key] for paper in batch.papers]))]
+        return pa.concat_tables(tables)
+
+    @classmethod
+    def in_groups(cls, effects):
+        """All sources together, too."""
+        everything = effects.set_column(effects.column_names.index("source"), "source", pa.array([words.ALL] * len(effects)))
+        several = pc.count_distinct(effects["source"]).as_py() > 1
+        return pa.concat_tables([effects, everything]) if several else everything
+
+    def completed(self, rows, table, items):
+        """Perplexities: of a ratio its exponential. Sums over documents are no results, and a level is tested against nothing."""
+        tokens = {}
+        for paper in self.papers:
+            for source in (paper.source, words.ALL):
+                tokens[source] = tokens.get(source, 0) + len(paper.asked)
+        return words.with_perplexities([row | {"tokens": tokens[row["conditions"]["source"]]} for row in rows], UNTESTED)
+
+    def artefacts(self) -> dict:
+        """The curve, what goes with the weights, and the model in the layouts of model.path= and of transformers."""
+        files = {name: json.loads((self.saved / f"{name}.json").read_text()) for name in ("config", "tokenizer")}
+        theirs = self.saved / "hf"
+        if theirs.is_dir():
+            files |= {"hf/config": json.loads((theirs / "config.json").read_text()), "hf/tokenizer": files["tokenizer"],
+                      "hf/model": load_file(theirs / "model.safetensors")}
+        return {"training_curve": self.curve, "training_info": self.info(), **files, "model": load_file(self.saved / "model.safetensors")}
+
+    def info(self) -> dict:
+        """What was trained, on what, and how fast: the training_info.json beside the weights."""
+        knobs, reader, last = self.knobs, self.rows.reader, self.curve[-1]
+        speeds = sorted(point["tokens_per_second"] for point in self.curve)
+        return {"model_name": self.lm.name, "variant": self.lm.config.variant, "num_samples": self.steps * knobs.batch,
+                "num_epochs": knobs.epochs, "batch_size": knobs.batch, "learning_rate": knobs.lr, "max_length": knobs.length,
+                "final_loss": last["loss"], "final_validation": last["validation"], "steps": self.steps,
+                "recipe": asdict(knobs), "seed": self.setting.seed, "tokens": self.steps * knobs.batch * knobs.length,
+                "parameters": sum(x.numel() for x in self.lm.parameters()), "weights": checkpointing.weights_hash(self.lm),
+                "documents": {"read": dict(reader.read), "left_out": dict(reader.why), "passes": reader.passes + 1,
+                              "asked_for_and_never_met": self._never_met()},
+                "validation": {"documents": len(self.papers), "tokens": sum(len(paper.asked) for paper in self.papers),
+                               "left_out": dict(self.unread)},
+                "unigram": {"nats_per_token": self._level(self.unigram.values()), "smoothing": self.smoothing},
+                "speed": {"tokens_per_second": speeds[len(speeds) // 2], "flops_per_token": self.flops, "measured_peak": self.peak,
+                          "utilisation": speeds[len(speeds) // 2] * self.flops / self.peak, "processes": self.setting.ranks.count,
+                          "threads": torch.get_num_threads(), "device": str(self.lm.device), "arithmetic": str(self._arithmetic)},
+                "hugging_face": hugging_face.unwritable(self.lm.config) or "artifacts/hf", "torch": torch.__version__}
+
+    def recall(self, folder: Path) -> None:
+        self.told = json.loads((folder / "artifacts" / "training_info.json").read_text(encoding="utf-8"))
+
+    def setting_in_words(self):
+        return words.setting(self.info())
+
+    def headline(self, summary):
+        return words.headline(summary)
+
+    def findings(self, summary):
+        return words.findings(summary)
+
+    def caveats(self, summary):
+        return words.caveats(summary, self.info())
+
+    def _never_met(self) -> list[str]:
+        corpus, reader = self.dataset.corpus, self.rows.reader
+        return sorted({*(corpus.sets or ()), *corpus.weights} - set(reader.read))
+
+    def _watch(self, watch, point: dict) -> None:
+        point["utilisation"] = point["tokens_per_second"] * self.flops / self.peak
+        watch(point)
+        self.setting.log({f"training/{key}": x for key, x in point.items() if key != "step"}, point["step"])
+
+    def _examine(self) -> dict:
+        self.lm.eval()
+        level = self._level(self._costs(self.papers))
+        self.lm.train()
+        return {"validation": level}
+
+    def _level(self, costs) -> float:
+        return sum(costs) / sum(len(paper.asked) for paper in self.papers)
+
+    def _costs(self, some) -> list[float]:
+        return nats(self.lm, some, length=self.knobs.length, size=self._part)
+
+    @property
+    def _part(self) -> int:
+        """Rows that are run together."""
+        return self.knobs.batch // self.knobs.accumulate // self.setting.ranks.count
+
+    @property
+    def _arithmetic(self) -> torch.dtype:
+        return torch.bfloat16 if self.knobs.autocast == "bf16" else self.lm.dtype
+
+    def _losses_at(self, step: int):
+        """This process's parts of the step's loss; each is made when the one before is done with."""
+        tokens_BL, weights_BL = self.rows.next(self.knobs.batch)
+        total, ranks, recompute = weights_BL.sum().item(), self.setting.ranks, self.knobs.checkpoint_activations
+        own = slice(ranks.rank, None, ranks.count)
+        for part in zip(tokens_BL[own].split(self._part), weights_BL[own].split(self._part), strict=True):
+            with torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=self.knobs.autocast == "bf16"):
+                loss = packing.next_token_loss(self.lm, *part, total=total, recompute=recompute)
+            yield loss
+
+    def _recipe(self) -> Recipe:
+        knobs = self.knobs
+        return Recipe(self.steps, lr=knobs.lr, warmup=knobs.warmup, weight_decay=knobs.weight_decay, clip=knobs.clip,
+                      checkpoint_every=knobs.checkpoint_every, examine_every=knobs.eval_every)
+
+    def _identity(self) -> str:
+        knobs = {key: x for key, x in asdict(self.knobs).items() if key not in ("checkpoint_every", "eval_every", "examined", "resamples")}
+        return f"seed {self.setting.seed}, {knobs}, data {self.dataset.fingerprint}, {self.lm.fingerprint}, {self.lm.config}"
+
+
+def _effects(some, metric: str, value, baseline) -> pa.Table:
+    """`full` is a token's worth above the baseline for every token: what is normalised by it is nats a token."""
+    return effects({"prompt_id": [paper.key for paper in some], "source": [paper.source for paper in some], "metric": [metric] * len(some),
+                    "value": value, "baseline": baseline,
+                    "full": [x + len(paper.asked) for x, paper in zip(baseline, some, strict=True)]})
