@@ -40,7 +40,6 @@ from mamba_mi.runs.progress import bar
 from mamba_mi.runs.prompts import fates, prompt_records
 from mamba_mi.runs.store import Store
 from mamba_mi.training import together
-from mamba_mi.training.together import Alone
 
 console = Console()
 MODEL_KEYS = ("name", "variant", "path", "hub", "tokenizer", "sizes")  # what else a model's YAML has is the variant's own
@@ -130,7 +129,9 @@ def build(settings: Mapping) -> Built:
     _check_reference(kind, settings)
     _prepare(settings["threads"])
     seed = settings["seed"]
-    ranks = _join(kind, settings)
+    ranks = together.join(models.device_of(settings["device"]), kind.parallel, f"experiment={settings['method']['name']} "
+                          f"dataset={settings['dataset']['name']}")
+    console.quiet = ranks.rank > 0
     lm = _model(kind, knobs, settings)
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
                                          reference=settings["reference"], ranks=ranks))
@@ -150,16 +151,6 @@ def _check_reference(kind: type[Experiment], settings: Mapping) -> None:
         raise UserError(f"{given}: experiment={method} compares with no published numbers; give experiment=reproduce")
 
 
-def _join(kind: type[Experiment], settings: Mapping) -> Alone:
-    """The processes that torchrun started, before any weights are read; the first of them alone has a console and a folder."""
-    if together.count() > 1 and not kind.parallel:
-        raise UserError(f"WORLD_SIZE={together.count()}: experiment={settings['method']['name']} dataset={settings['dataset']['name']} runs "
-                        "in one process; start it without torchrun (torchrun is for experiment=train dataset=pile)")
-    ranks = together.join(models.device_of(settings["device"]))
-    console.quiet = ranks.rank > 0
-    return ranks
-
-
 def _prepare(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -169,17 +160,20 @@ def _prepare(threads: int | None) -> None:
 
 
 def _model(kind: type[Experiment], knobs, settings: Mapping) -> models.LM:
-    model = settings["model"]
+    model, asked = settings["model"], _asked_of_model()
     how = {"backend": settings["backend"]["name"], "device": settings["device"], "dtype": settings["dtype"]}
     options = {key: value for key, value in model.items() if key not in MODEL_KEYS}
+    # a folder's own vocabulary comes before the one published under the model's name, and after the one that is asked for
+    own = model["path"] and "tokenizer" not in asked and (Path(model["path"]).expanduser() / "tokenizer.json").is_file()
     return kind.model(knobs, model["path"] or model["hub"] or model["name"], name=model["name"], variant=model["variant"],
-                      sizes=model["sizes"], asked=_asked_sizes(), tokenizer=model["tokenizer"], seed=settings["seed"], options=options, **how)
+                      sizes=model["sizes"], asked=[key.removeprefix("sizes.") for key in asked if key.startswith("sizes.")],
+                      tokenizer=None if own else model["tokenizer"], seed=settings["seed"], options=options, **how)
 
 
-def _asked_sizes() -> list[str]:
-    """Which keys of model.sizes the command line sets."""
+def _asked_of_model() -> list[str]:
+    """Which keys of the model the command line sets."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [line.partition("=")[0].removeprefix("model.sizes.") for line in given if line.startswith("model.sizes.")]
+    return [line.partition("=")[0].removeprefix("model.") for line in given if line.startswith("model.")]
 
 
 def _carry_out(built: Built, store: Store) -> None:

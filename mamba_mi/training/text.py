@@ -37,7 +37,8 @@ def _mark(tokenizer) -> int:
     for known in (tokenizer.eos_token_id, tokenizer.get_vocab().get(DOCUMENT_MARK), tokenizer.bos_token_id):
         if known is not None:
             return known
-    raise UserError(f"the tokenizer names no EOS and no BOS token and has no {DOCUMENT_MARK}: nothing to put between documents")
+    raise UserError(f"the tokenizer names no EOS and no BOS token and has no {DOCUMENT_MARK} to put between documents; give "
+                    "one that has as model.tokenizer=FILE")
 
 
 class Rows:
@@ -76,11 +77,11 @@ class Rows:
 
     def state(self) -> dict:
         """Where the text stands, for a checkpoint."""
-        return {"reader": self.reader.state(), "left": self._left, "given": self._given, "counts": self.counts_V}
+        return {"reader": self.reader.state(), "left": list(self._left), "given": self._given, "counts": self.counts_V.clone()}
 
     def restore(self, state: Mapping) -> None:
         self.reader.restore(state["reader"])
-        self._left, self._given, self.counts_V = state["left"], state["given"], state["counts"]
+        self._left, self._given, self.counts_V = list(state["left"]), state["given"], state["counts"].clone()
 
 
 def unigram_nats(counts_V: Tensor, documents: Sequence[Sequence[int]]) -> tuple[list[float], float]:

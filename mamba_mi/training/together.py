@@ -63,10 +63,16 @@ class Ranks(Alone):
             torch.distributed.destroy_process_group()
 
 
-def join(device: str) -> Alone:
-    """The processes of this training, brought together; call it before a model is put on a GPU, for it chooses which."""
+def join(device: str, parallel: bool, what: str) -> Alone:
+    """The processes of this run, brought together; call it before a model is put on a GPU, for it chooses which.
+
+    Unless `what` they do is `parallel` it is done in one.
+    """
     if count() == 1:
         return Alone()
+    if not parallel:
+        raise UserError(f"WORLD_SIZE={count()}: {what} runs in one process; start it without torchrun, which is for "
+                        "experiment=train dataset=pile")
     try:
         from accelerate import Accelerator
     except ImportError:
