@@ -147,6 +147,10 @@ class Experiment:
         """(jobs, tokens times layers) that `step(batch)` will run; what a dry run prints."""
         return len(batch), len(batch) * batch.length * self.lm.config.n_layer
 
+    def plan(self) -> dict[str, str]:
+        """What a dry run prints where there are no prompts to choose from."""
+        return {"prompts": "none: this experiment brings its own data"}
+
     def artefacts(self) -> dict:
         """Tensors (safetensors) and JSON values worth keeping beside the effects, by file name without suffix."""
         return {}

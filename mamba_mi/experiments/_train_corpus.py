@@ -6,9 +6,9 @@ the document is the sampling unit. Beside the model stands a unigram model of th
 from __future__ import annotations
 
 import json
-import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from mamba_mi import models
 from mamba_mi.config import UserError
-from mamba_mi.experiments import UNTESTED, Experiment, at_least
+from mamba_mi.experiments import UNTESTED, Experiment
+from mamba_mi.experiments._train_corpus_knobs import STARTS, Knobs, check
 from mamba_mi.measure.effects import effects
 from mamba_mi.models import hugging_face, state_spaces
 from mamba_mi.report import corpus_words as words
@@ -30,32 +31,6 @@ from mamba_mi.training.text import Rows, Script, unigram_nats
 from mamba_mi.training.validation import Paper, nats, papers
 
 SMALLEST_BATCH = 64  # documents examined and kept together
-PRECISE = ("mamba1", "mamba2")  # variants whose state is seen to stay float32 under autocast
-STARTS, AUTOCASTS = ("scratch", "checkpoint"), ("none", "bf16")
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """Keys of conf/method/train.yaml as conf/method/of/train_pile.yaml has them."""
-
-    steps: int | None = None
-    batch: int = 32
-    length: int = 1024
-    lr: float = 6e-4
-    weight_decay: float = 0.1
-    warmup: int = 200
-    checkpoint_every: int = 200
-    eval_every: int = 500
-    examined: int | None = 500
-    resamples: int = 2000
-    samples: int | None = 32000
-    epochs: int = 1
-    start: str = "scratch"
-    boundaries: bool = True
-    accumulate: int = 1
-    clip: float = 1.0
-    autocast: str = "none"
-    checkpoint_activations: bool = False
 
 
 class Documents(NamedTuple):
@@ -96,19 +71,7 @@ class TrainOnCorpus(Experiment):
         return models.sized(name, variant, sizes, seed=seed, **how)
 
     def check(self) -> None:
-        knobs, ranks = self.knobs, self.setting.ranks
-        at_least(knobs, steps=1, samples=1, epochs=1, batch=1, length=2, accumulate=1, checkpoint_every=1, eval_every=1, examined=2)
-        if knobs.steps is None and knobs.samples is None:
-            raise UserError("method.steps=null method.samples=null: nothing says how long to train; give one of them")
-        if knobs.batch % (knobs.accumulate * ranks.count):
-            raise UserError(f"method.batch={knobs.batch}: does not split into {ranks.count} processes times method.accumulate="
-                            f"{knobs.accumulate} parts")
-        if knobs.autocast not in AUTOCASTS:
-            raise UserError(f"method.autocast={knobs.autocast}: there are {', '.join(AUTOCASTS)}")
-        if knobs.autocast != "none" and (self.lm.config.variant not in PRECISE or self.lm.dtype != torch.float32):
-            raise UserError(f"method.autocast={knobs.autocast}: only for {' and '.join(PRECISE)} with dtype=float32; give none")
-        if knobs.checkpoint_activations and any(layer.BALANCED for layer in self.lm.layers):
-            raise UserError(f"method.checkpoint_activations=true: the routers of a {self.lm.config.variant} would be balanced twice")
+        check(self.knobs, self.lm, self.setting.ranks)
         self.script = Script(self.lm.tokenizer, self.lm.config.vocab_size)
 
     @property
@@ -121,19 +84,25 @@ class TrainOnCorpus(Experiment):
         self.dataset = load()
         return self.dataset
 
+    def plan(self):
+        shards, tokens = self.dataset.corpus.shards, self.steps * self.knobs.batch * self.knobs.length
+        flops = tokens * flops_per_token(self.lm)
+        peak = measured_peak(self.lm.device, self._arithmetic) * self.setting.ranks.count
+        return {"text": f"{len(shards)} files of {sum(shard.size for shard in shards) / 1e6:,.1f} MB",
+                "training": f"{self.steps:,} steps of {self.knobs.batch} x {self.knobs.length} tokens: {tokens:,}",
+                "arithmetic": f"{flops:.1e} floating point operations, {flops / peak / 60:,.1f} min at a matrix product's rate: no less"}
+
     def fit(self, train, scratch: Path) -> None:
         """Train on the text from its beginning, or on from where the last checkpoint stood in it."""
         knobs, ranks = self.knobs, self.setting.ranks
         self.papers, self.unread = papers(self.dataset.corpus, self.script, knobs.examined, boundaries=knobs.boundaries)
         self.rows = Rows(self.dataset.corpus.reader(), self.script, length=knobs.length, boundaries=knobs.boundaries, samples=knobs.samples)
         self.flops, self.peak = flops_per_token(self.lm), measured_peak(self.lm.device, self._arithmetic) * ranks.count
-        started = time.perf_counter()
         self.lm.train()
         with bar(self.steps) if ranks.rank == 0 else nullcontext(lambda point: None) as watch:
             self.curve = fit(self.lm, self._losses_at, self._recipe(), scratch, identity=self._identity(),
                              tokens=knobs.batch * knobs.length, examine=self._examine, watch=lambda point: self._watch(watch, point),
                              source=self.rows, ranks=ranks)
-        self.seconds = time.perf_counter() - started
         self.lm.eval().requires_grad_(False)
         ranks.leave()
         if ranks.rank == 0:
@@ -184,8 +153,9 @@ class TrainOnCorpus(Experiment):
         if theirs.is_dir():
             files |= {"hf/config": json.loads((theirs / "config.json").read_text()), "hf/tokenizer": files["tokenizer"],
                       "hf/model": load_file(theirs / "model.safetensors")}
-        return {"training_curve": self.curve, "training_info": self.info(), **files, "model": load_file(self.saved / "model.safetensors")}
+        return {"training_curve": self.curve, "training_info": self.info, **files, "model": load_file(self.saved / "model.safetensors")}
 
+    @cached_property
     def info(self) -> dict:
         """What was trained, on what, and how fast: the training_info.json beside the weights."""
         knobs, reader, last = self.knobs, self.rows.reader, self.curve[-1]
@@ -206,10 +176,10 @@ class TrainOnCorpus(Experiment):
                 "hugging_face": hugging_face.unwritable(self.lm.config) or "artifacts/hf", "torch": torch.__version__}
 
     def recall(self, folder: Path) -> None:
-        self.told = json.loads((folder / "artifacts" / "training_info.json").read_text(encoding="utf-8"))
+        self.__dict__["info"] = json.loads((folder / "artifacts" / "training_info.json").read_text(encoding="utf-8"))
 
     def setting_in_words(self):
-        return words.setting(self.info())
+        return words.setting(self.info)
 
     def headline(self, summary):
         return words.headline(summary)
@@ -218,7 +188,7 @@ class TrainOnCorpus(Experiment):
         return words.findings(summary)
 
     def caveats(self, summary):
-        return words.caveats(summary, self.info())
+        return words.caveats(summary, self.info)
 
     def _never_met(self) -> list[str]:
         corpus, reader = self.dataset.corpus, self.rows.reader

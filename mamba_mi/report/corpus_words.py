@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mamba_mi.report.words import equals, number, too_few
+from mamba_mi.report.words import equals, estimate, number, too_few
 
 MODEL, UNIGRAM, GAIN = "nats", "unigram_nats", "nats_over_unigram"  # of a document
 RATIOS = {MODEL: "nats_per_token", UNIGRAM: "unigram_nats_per_token", GAIN: "nats_per_token_over_unigram"}
@@ -24,8 +24,9 @@ def with_perplexities(rows: Sequence[dict], untested: Mapping) -> list[dict]:
 def setting(info: Mapping) -> dict[str, str]:
     """What was read, and how."""
     recipe, speed = info["recipe"], info["speed"]
-    return {"trained": f"{info['steps']:,} steps of {recipe['batch']} × {recipe['length']} tokens, {info['tokens']:,} in all, from "
-                       f"{'an untrained model' if recipe['start'] == 'scratch' else 'a checkpoint'}",
+    whence = "untrained at the start" if recipe["start"] == "scratch" else "trained on from a checkpoint"
+    return {"model": f"{info['model_name']} ({whence})",
+            "trained": f"{info['steps']:,} steps of {recipe['batch']} × {recipe['length']} tokens, {info['tokens']:,} in all",
             "read": f"{sum(info['documents']['read'].values()):,} documents, in {_times(info['documents']['passes'])}",
             "speed": f"{speed['tokens_per_second']:,.0f} tokens a second (median), {100 * speed['utilisation']:.0f}% of a plain "
                      f"matrix product's {speed['measured_peak'] / 1e9:,.0f} GFLOP/s here; {speed['processes']} "
@@ -43,30 +44,32 @@ def headline(summary: Sequence[dict]) -> list[dict]:
 
 
 def findings(summary: Sequence[dict]) -> list[str]:
-    """All sources, then the best and the worst predicted of them."""
-    by = {(row["metric"], row["conditions"]["source"]): row for row in summary}
-    model, unigram, gain = (by[metric, ALL] for metric in ("perplexity", "unigram_perplexity", RATIOS[GAIN]))
-    said = [f"On documents it never read its perplexity is {_level(model)}, n = {model['n']} documents of {model['tokens']:,} tokens; "
+    """All sources, then the best and the worst predicted of them; of a sweep's rows too, which have no perplexities."""
+    of = {name: {row["conditions"]["source"]: row for row in summary if row["metric"] == name} for name in RATIOS.values()}
+    model, unigram, gain = (of[RATIOS[name]].get(ALL) for name in (MODEL, UNIGRAM, GAIN))
+    if not (model and unigram and gain):
+        return []
+    tokens = f" of {model['tokens']:,} tokens" if "tokens" in model else ""
+    said = [f"On documents it never read its perplexity is {_level(model)}, n = {model['n']} documents{tokens}; "
             f"a unigram model of its training text has {_level(unigram)}.", _compared(gain)]
-    rows = sorted((row for row in summary if row["metric"] == "perplexity" and row["conditions"]["source"] != ALL),
-                  key=lambda row: row["mean"])
+    rows = sorted((row for source, row in of[RATIOS[MODEL]].items() if source != ALL), key=lambda row: row["mean"])
     if len(rows) > 1:
         best, worst = rows[0], rows[-1]
-        said.append(f"It predicts {best['conditions']['source']} best ({_level(best)}, n = {best['n']}) and "
-                    f"{worst['conditions']['source']} worst ({_level(worst)}, n = {worst['n']}).")
+        said.append(f"Its perplexity is lowest on {best['conditions']['source']} ({_level(best)}, n = {best['n']}) and highest on "
+                    f"{worst['conditions']['source']} ({_level(worst)}, n = {worst['n']}).")
     return said
 
 
 def _compared(gain: Mapping) -> str:
     side = "less than" if gain["mean"] < 0 else "more than"
-    low_high = "" if gain["ci_low"] is None else f" [{number(gain['ci_low'], 3)}, {number(gain['ci_high'], 3)}]"
-    return (f"A token costs it {number(abs(gain['mean']), 3)} nats {side} the unigram model (difference "
-            f"{number(gain['mean'], 3)}{low_high}, p {equals(gain['p'])}).")
+    p = "" if gain.get("p") is None else f", p {equals(gain['p'])}"
+    return (f"A token costs it {number(abs(gain['mean']))} nats {side} the unigram model (difference "
+            f"{estimate(gain['mean'], gain['ci_low'], gain['ci_high'])}{p}).")
 
 
 def _level(row: Mapping) -> str:
-    ends = "" if row["ci_low"] is None else f" [{number(row['ci_low'], 1)}, {number(row['ci_high'], 1)}]"
-    return f"{number(row['mean'], 1)}{ends}"
+    """Nats a token as a perplexity."""
+    return estimate(*(None if row[key] is None else math.exp(row[key]) for key in ("mean", "ci_low", "ci_high")))
 
 
 def caveats(summary: Sequence[dict], info: Mapping) -> list[str]:

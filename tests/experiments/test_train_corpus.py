@@ -11,7 +11,6 @@ from transformers import Mamba2ForCausalLM, MambaForCausalLM
 
 from mamba_mi import experiments, models
 from mamba_mi.cli import main
-from mamba_mi.config import UserError
 from mamba_mi.experiments import Setting
 from mamba_mi.report.corpus_words import ALL
 from mamba_mi.training.checkpointing import weights_hash
@@ -192,11 +191,11 @@ def test_a_gated_norm_in_groups_has_no_copy_in_the_other_layout(tmp_path):
                       tokenizer=tokenizer_file(tmp_path))
     train = made(tmp_path, lm=lm, steps=1)
     train.fit(None, tmp_path / "scratch")
-    assert train.info()["hugging_face"].startswith("transformers norms all groups") and "hf/model" not in train.artefacts()
+    assert train.info["hugging_face"].startswith("transformers norms all groups") and "hf/model" not in train.artefacts()
 
 
 def test_what_was_asked_for_and_never_met_is_said(tmp_path):
     train = made(tmp_path, data_knobs={"sets": ["Github", "Gutenberg"]}, steps=1)
     train.fit(None, tmp_path / "scratch")
-    assert train.info()["documents"]["asked_for_and_never_met"] == ["Gutenberg"]
+    assert train.info["documents"]["asked_for_and_never_met"] == ["Gutenberg"]
     assert Setting(0, 1).ranks.count == 1

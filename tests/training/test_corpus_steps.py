@@ -130,7 +130,7 @@ def test_samples_and_epochs_make_the_steps(tmp_path):
     train = made(tmp_path, steps=None, samples=10, epochs=3)
     assert train.steps == 10 * 3 // FEW["batch"] == 7
     train.fit(None, tmp_path / "scratch")
-    assert train.rows.reader.passes == 2 and train.info()["num_samples"] == 28
+    assert train.rows.reader.passes == 2 and train.info["num_samples"] == 28
 
 
 @pytest.mark.parametrize("variant", ["mamba1", "mamba2"])

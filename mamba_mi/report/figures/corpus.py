@@ -49,7 +49,7 @@ def corpus_perplexity(tables: RunTables):
     model, unigram = ({row["conditions"]["source"]: row for row in tables.rows(metric)} for metric in ("perplexity", "unigram_perplexity"))
     order = sorted(model, key=lambda source: (source != ALL, model[source]["mean"]))
     left = 0.35 + 0.075 * max(map(len, order))
-    figure = style.sheet(left + 5.9, 1.45 + 0.3 * len(order))
+    figure = style.sheet(left + 6.2, 1.45 + 0.3 * len(order))
     style.heading(figure, 0.15, "Perplexity on documents never read", f"{tables.config['model']['name']} · n = "
                   f"{span([row['n'] for row in model.values()])} documents")
     axes = style.place(figure, left, 0.85, 3.4, 0.3 * len(order), "perplexity")
@@ -59,9 +59,9 @@ def corpus_perplexity(tables: RunTables):
                 axes.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, linewidth=2.0, alpha=0.5)
             axes.plot(row["mean"], y, marker, color=colour, markersize=5 if marker == "o" else 9)
         said = model[source]
-        axes.text(1.03, y, number(said["mean"], 1), transform=axes.get_yaxis_transform(), va="center", fontsize=8, weight="bold")
-        ends = "" if said["ci_low"] is None else f"[{number(said['ci_low'], 1)}, {number(said['ci_high'], 1)}]"
-        axes.text(1.18, y, f"{ends}  n = {said['n']}, {said['tokens']:,} tokens", transform=axes.get_yaxis_transform(), va="center",
+        axes.text(1.03, y, number(said["mean"]), transform=axes.get_yaxis_transform(), va="center", fontsize=8, weight="bold")
+        ends = "" if said["ci_low"] is None else f"[{number(said['ci_low'])}, {number(said['ci_high'])}]"
+        axes.text(1.2, y, f"{ends}  n = {said['n']}, {said['tokens']:,} tokens", transform=axes.get_yaxis_transform(), va="center",
                   fontsize=7.5, color=style.GREY)
     axes.set_yticks(range(len(order)), order)
     axes.set(xscale="log", ylim=(len(order) - 0.5, -0.5), xlabel="perplexity (a green dot: the model; a violet stroke: unigram)")
