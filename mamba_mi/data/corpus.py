@@ -159,7 +159,7 @@ class Reader:
 
     def state(self) -> dict:
         """Where it stands: numbers, text and a tensor."""
-        return {"passes": self.passes, "at": list(self._at), "taken": self._taken, "over": self._over,
+        return {"passes": self.passes, "at": list(self._at), "taken": self._taken,
                 "generator": self._generator.get_state(), "buffer": [list(each) for each in self._buffer],
                 "why": dict(self.why), "read": dict(self.read)}
 
@@ -170,7 +170,7 @@ class Reader:
         self.passes = state["passes"]
         self._begin(generator, tuple(state["at"]))
         self._buffer = [Document(*each) for each in state["buffer"]]
-        self._taken, self._over = state["taken"], state["over"]
+        self._taken = state["taken"]
         self.why, self.read = Counter(state["why"]), Counter(state["read"])
 
 

@@ -41,6 +41,9 @@ def check(knobs: Knobs, lm, ranks) -> None:
     at_least(knobs, steps=1, samples=1, epochs=1, batch=1, length=2, accumulate=1, checkpoint_every=1, eval_every=1, examined=2)
     if knobs.steps is None and knobs.samples is None:
         raise UserError("method.steps=null method.samples=null: nothing says how long to train; give one of them")
+    for key in ("lr", "clip"):
+        if not getattr(knobs, key) > 0:
+            raise UserError(f"method.{key}={getattr(knobs, key)}: give more than 0, or nothing is learnt")
     if knobs.batch % (knobs.accumulate * ranks.count):
         raise UserError(f"method.batch={knobs.batch}: does not split into {ranks.count} processes times method.accumulate="
                         f"{knobs.accumulate} parts")

@@ -110,7 +110,7 @@ def test_shards_are_shuffled_even_where_nothing_else_is(tmp_path):
 def test_a_reader_restored_anywhere_reads_what_the_other_would_have(n, tmp_path):
     for i in range(3):
         write(tmp_path / "in" / f"{i}.jsonl.zst", records(90)[i * 30:][:30])
-    made = corpus(tmp_path / "in", buffer=7, weights={"Github": 0.5})
+    made = corpus(tmp_path / "in", buffer=7, weights={"Github": 0.5}, n=31)
     whole, other = made.reader(), made.reader()
     for _ in range(n):
         next(whole)
