@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from mamba_mi import models
 from mamba_mi.config import UserError, did_you_mean, typed
 from mamba_mi.data import Batch, Dataset, Pair, batches, is_corpus
 from mamba_mi.interventions import Ledger
+from mamba_mi.models import LM, blank, load
 from mamba_mi.report.words import Columns
 from mamba_mi.training.together import Alone
 
@@ -76,15 +76,15 @@ class Experiment:
 
     @classmethod
     def model(cls, knobs, source: str, *, name: str, variant: str, sizes: Mapping, asked: Sequence[str], tokenizer: str | None,
-              seed: int, options: Mapping, **how) -> models.LM:
+              seed: int, options: Mapping, **how) -> LM:
         """The model it runs on: the one loaded from `source` that runs share, or where `fresh_model` an own untrained one.
 
         `asked` are those of the `sizes` that the user set; a checkpoint has its own.
         """
         cls.refuse_sizes(asked)
         if cls.fresh_model:
-            return models.blank(source, tokenizer=tokenizer, seed=seed, options=options, **how)
-        lm = models.load(source, tokenizer=tokenizer, options=options, **how)
+            return blank(source, tokenizer=tokenizer, seed=seed, options=options, **how)
+        lm = load(source, tokenizer=tokenizer, options=options, **how)
         if cls.needs != "nothing" and lm.tokenizer is None:
             raise UserError(f"{source} has no tokenizer; give model.tokenizer=FILE|DIR|hub id")
         return lm

@@ -146,6 +146,15 @@ def test_the_sizes_of_the_file_make_the_published_model(model):
     assert sum(x.numel() for x in lm.parameters()) == module.PUBLISHED[model].parameters
 
 
+def test_every_size_that_is_asked_for_is_taken_and_the_others_follow():
+    sizes = {"d_model": 48, "n_layer": 3, "d_state": 5, "d_conv": 3, "headdim": 12, "n_groups": 2, "vocab_size": 99, "d_inner": 7, "n_heads": 1}
+    two = models.sized("x", "mamba2", sizes, seed=0).config
+    assert (two.d_model, two.n_layer, two.d_state, two.d_conv, two.headdim, two.ngroups) == (48, 3, 5, 3, 12, 2)
+    assert (two.vocab_size, two.padded_vocab, two.d_inner, two.heads) == (99, 112, 96, 8)
+    one = models.sized("x", "mamba1", {"d_model": 48, "n_layer": 3, "d_state": 5, "d_conv": 3, "vocab_size": 99, "dt_rank": 40}, seed=0).config
+    assert (one.d_state, one.d_conv, one.dt_rank, one.padded_vocab) == (5, 3, 3, 104)
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["experiment=patching", "dataset=pile"], "dataset=pile: running text without prompts, which experiment=train alone reads"),
     (["experiment=models", "dataset=pile"], "dataset=pile: running text without prompts"),
