@@ -39,6 +39,7 @@ from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
 from mamba_mi.runs.prompts import fates, prompt_records
 from mamba_mi.runs.store import Store
+from mamba_mi.training import together
 
 console = Console()
 MODEL_KEYS = ("name", "variant", "path", "hub", "tokenizer", "sizes")  # what else a model's YAML has is the variant's own
@@ -83,6 +84,8 @@ def run(cfg: DictConfig) -> Path | None:
         _forecast(built)
         return None
     folder = identity.folder(settings)
+    if built.experiment.setting.ranks.rank > 0:
+        return _assist(built, folder)
     with Store(folder) as store:
         if settings["force"]:
             store.clear()
@@ -101,6 +104,12 @@ def run(cfg: DictConfig) -> Path | None:
     return folder
 
 
+def _assist(built: Built, folder: Path) -> None:
+    """What a process besides the first does of a run: its share of the fit, nothing that is written or shown."""
+    if built.settings["force"] or (read_manifest(folder) or {}).get("status") != "done":
+        built.experiment.fit((), folder / "scratch")
+
+
 def _forecast(built: Built) -> None:
     chosen, dataset = built.settings["dataset"], built.dataset
     if built.experiment.train_size:
@@ -115,14 +124,17 @@ def _forecast(built: Built) -> None:
 def build(settings: Mapping) -> Built:
     """The parts of a run; every mistake in the configuration is found here, before anything is written."""
     check_logbook(settings["logger"])
-    kind = experiments.get(settings["method"]["name"])
+    kind = experiments.get(settings["method"]["name"]).on(settings["dataset"]["name"])
     knobs = experiments.knobs_of(kind, settings["method"])
     _check_reference(kind, settings)
     _prepare(settings["threads"])
     seed = settings["seed"]
-    lm = _model(kind, settings)
+    ranks = together.join(models.device_of(settings["device"]), kind.parallel, f"experiment={settings['method']['name']} "
+                          f"dataset={settings['dataset']['name']}")
+    console.quiet = ranks.rank > 0
+    lm = _model(kind, knobs, settings)
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
-                                         reference=settings["reference"]))
+                                         reference=settings["reference"], ranks=ranks))
     experiment.check()
     dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed, lm.config.max_length))
     return Built(dict(settings), lm, dataset, experiment)
@@ -147,19 +159,23 @@ def _prepare(threads: int | None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
-def _model(kind: type[Experiment], settings: Mapping) -> models.LM:
-    model, how = settings["model"], {"backend": settings["backend"]["name"], "device": settings["device"],
-                                     "dtype": settings["dtype"]}
-    source = model["path"] or model["hub"] or model["name"]
+def _model(kind: type[Experiment], knobs, settings: Mapping) -> models.LM:
+    model, asked = settings["model"], _asked_of_model()
+    how = {"backend": settings["backend"]["name"], "device": settings["device"], "dtype": settings["dtype"]}
+    options = {key: value for key, value in model.items() if key not in MODEL_KEYS}
     said = next((f"model.{key}={model[key]}" for key in ("path", "hub") if model[key]), f"model={model['name']}")
-    how["meant"] = variants.Meant(model["name"], model["variant"], said) if model["variant"] else None
-    how["options"] = {key: value for key, value in model.items() if key not in MODEL_KEYS}
-    if kind.fresh_model:
-        return models.blank(source, tokenizer=model["tokenizer"], seed=settings["seed"], **how)
-    lm = models.load(source, tokenizer=model["tokenizer"], **how)
-    if kind.needs != "nothing" and lm.tokenizer is None:
-        raise UserError(f"{source} has no tokenizer; give model.tokenizer=FILE|DIR|hub id")
-    return lm
+    meant = variants.Meant(model["name"], model["variant"], said) if model["variant"] else None
+    # a folder's own vocabulary comes before the one published under the model's name, and after the one that is asked for
+    own = model["path"] and "tokenizer" not in asked and (Path(model["path"]).expanduser() / "tokenizer.json").is_file()
+    return kind.model(knobs, model["path"] or model["hub"] or model["name"], name=model["name"], variant=model["variant"],
+                      sizes=model["sizes"], asked=[key.removeprefix("sizes.") for key in asked if key.startswith("sizes.")],
+                      tokenizer=None if own else model["tokenizer"], seed=settings["seed"], options=options, meant=meant, **how)
+
+
+def _asked_of_model() -> list[str]:
+    """Which keys of the model the command line sets."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [line.partition("=")[0].removeprefix("model.") for line in given if line.startswith("model.")]
 
 
 def _carry_out(built: Built, store: Store) -> None:
@@ -218,7 +234,7 @@ def _select(built: Built) -> tuple[Selection, Selection]:
     """The items to fit on, none unless the experiment wants some, and those to measure: no subject is in both."""
     experiment, dataset = built.experiment, built.dataset
     nothing = Selection((), (), 0, 0)
-    if dataset is None:
+    if dataset is None or dataset.corpus:
         return nothing, nothing
     if not experiment.train_size:
         return nothing, _measured(built, dataset)

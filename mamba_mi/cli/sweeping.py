@@ -38,14 +38,14 @@ def conclude(folder: Path, over: bool = True) -> dict:
 
 def _found(record: dict):
     """The results of the jobs that are done, and for each group of them an experiment that can read a summary."""
-    from mamba_mi import experiments
     from mamba_mi.report.sweep import Found
     from mamba_mi.runs.pooling import Pooled, pool
 
-    if " " in record["experiment"]:
+    kinds = set() if " " in record["experiment"] else _kinds(record)
+    if len(kinds) != 1:
         note = "The runs are of different experiments: each has a report of its own, and none is put together here."
         return Found(record, Pooled([], [], notes=[note]), [])
-    kind = experiments.get(record["experiment"])
+    (kind,) = kinds
     pooled = pool(record["jobs"], normalised=kind.normalised, family=kind.family, in_groups=kind.in_groups)
     readers = [_reader(kind, Path(group.jobs[0]["path"])) for group in pooled.groups]
     varied = ("the weights the training starts from and the order of its data, and the resampling" if kind.fresh_model
@@ -53,13 +53,26 @@ def _found(record: dict):
     return Found(record, pooled, readers, varied)
 
 
-def _reader(kind, folder: Path):
-    """The experiment of a run without its model: enough for what it says of a summary."""
-    import yaml
-
+def _kinds(record: dict) -> set[type]:
+    """The experiment as each run did it on its data set; as it is by itself where none has come so far."""
     from mamba_mi import experiments
 
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    begun = [Path(job["path"]) for job in record["jobs"] if (Path(job["path"]) / "config.yaml").is_file()]
+    kind = experiments.get(record["experiment"])
+    return {kind.on(_config(folder)["dataset"]["name"]) for folder in begun} or {kind}
+
+
+def _config(folder: Path) -> dict:
+    import yaml
+
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _reader(kind, folder: Path):
+    """The experiment of a run without its model: enough for what it says of a summary."""
+    from mamba_mi import experiments
+
+    config = _config(folder)
     setting = experiments.Setting(config["seed"], config["cone"]["memory"])
     return kind(experiments.knobs_of(kind, config["method"]), None, setting)
 

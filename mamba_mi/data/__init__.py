@@ -17,7 +17,7 @@ from mamba_mi.data.pairing import divide, pair_up
 from mamba_mi.data.prompt import Batch, Dataset, Dropped, Pair, Prompt, batches
 from mamba_mi.data.spans import roles
 
-__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "divide", "load", "names", "pair_up", "roles"]
+__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "divide", "is_corpus", "load", "names", "pair_up", "roles"]
 
 
 def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Dataset:
@@ -34,7 +34,7 @@ def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Da
     if n is not None and n < 1:
         raise UserError(f"dataset.n={n}: give at least 1, or null for every prompt")
     dataset = _no_longer(module.load(settings, tokenizer, seed), longest)
-    if not dataset.prompts and not dataset.pairs:
+    if not dataset.prompts and not dataset.pairs and not dataset.corpus:
         reasons = Counter(d.why for d in dataset.dropped).most_common(3)
         raise UserError(f"dataset={name}: none of {len(dataset.dropped)} records can be used: "
                         + "; ".join(f"{count} times {why}" for why, count in reasons))
@@ -57,6 +57,11 @@ def _no_longer(dataset: Dataset, longest: int | None) -> Dataset:
 def names() -> list[str]:
     """Every data set there is."""
     return [m.name for m in pkgutil.iter_modules(__path__) if _is_dataset(_import(m.name))]
+
+
+def is_corpus(name: str) -> bool:
+    """Whether the data set of that name is running text to train on, without prompts."""
+    return getattr(_module(name), "IS_CORPUS", False)
 
 
 def _module(name: str) -> ModuleType:

@@ -10,7 +10,8 @@ from mamba_mi.data.reading import Unusable
 
 OPENING = "([{<\"'`“‘«¿¡-–—/_$#@"
 PLAIN = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-MARKS = ("<bos>", "<|endoftext|>")  # of tokenizers that name no BOS: the world of facts', and between documents
+DOCUMENT_MARK = "<|endoftext|>"
+MARKS = ("<bos>", DOCUMENT_MARK)  # of tokenizers that name no BOS: the world of facts', and between documents
 
 
 class Encoded(NamedTuple):

@@ -7,6 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mamba_mi.data.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Dropped:
 class Dataset:
     """Candidate prompts in a seeded order, or ready-made pairs; what was dropped on the way; where it came from.
 
+    A `corpus` is text to train on and has no prompts; its module says IS_CORPUS.
     `fingerprint` is a sha256 of the source's bytes (file) or of its definition (a world made in code).
     """
 
@@ -125,3 +130,4 @@ class Dataset:
     fingerprint: str
     pairs: tuple[Pair, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    corpus: Corpus | None = None

@@ -15,9 +15,12 @@ from typing import ClassVar
 import pyarrow as pa
 
 from mamba_mi.config import UserError, did_you_mean, typed
-from mamba_mi.data import Batch, Dataset, Pair, batches
+from mamba_mi.data import Batch, Dataset, Pair, batches, is_corpus
 from mamba_mi.interventions import Ledger
+from mamba_mi.models import LM, blank, load
+from mamba_mi.models.variants import Meant
 from mamba_mi.report.words import Columns
+from mamba_mi.training.together import Alone
 
 UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))  # of a row that is a level, tested against nothing
 
@@ -36,6 +39,7 @@ class Setting:
     log: Callable[[Mapping[str, float], int], None] = lambda values, step: None
     model: str = ""
     reference: Mapping[str, str | None] = field(default_factory=dict)
+    ranks: Alone = field(default_factory=Alone)  # of a training in several processes
 
 
 class Experiment:
@@ -59,10 +63,40 @@ class Experiment:
     summary_only: ClassVar[bool] = False
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
     of_one_model: ClassVar[bool] = True  # False: it takes its models itself, whatever model= names
+    parallel: ClassVar[bool] = False  # whether torchrun may start it in several processes
     compares: ClassVar[bool] = False  # with published numbers, those that reference= names
 
     def __init__(self, knobs, lm, setting: Setting):
         self.knobs, self.lm, self.setting = knobs, lm, setting
+
+    @classmethod
+    def on(cls, dataset: str) -> type[Experiment]:
+        """The experiment as it is done on the data set of that name; a UserError where it cannot be."""
+        if is_corpus(dataset):
+            raise UserError(f"dataset={dataset}: running text without prompts, which experiment=train alone reads; give another dataset")
+        return cls
+
+    @classmethod
+    def model(cls, knobs, source: str, *, name: str, variant: str, sizes: Mapping, asked: Sequence[str], tokenizer: str | None,
+              seed: int, options: Mapping, meant: Meant | None = None, **how) -> LM:
+        """The model it runs on: the one loaded from `source` that runs share, or where `fresh_model` an own untrained one.
+
+        `asked` are those of the `sizes` that the user set; a checkpoint has its own.
+        """
+        cls.refuse_sizes(asked)
+        if cls.fresh_model:
+            return blank(source, tokenizer=tokenizer, seed=seed, options=options, meant=meant, **how)
+        lm = load(source, tokenizer=tokenizer, options=options, meant=meant, **how)
+        if cls.needs != "nothing" and lm.tokenizer is None:
+            raise UserError(f"{source} has no tokenizer; give model.tokenizer=FILE|DIR|hub id")
+        return lm
+
+    @staticmethod
+    def refuse_sizes(asked: Sequence[str]) -> None:
+        """Raise a UserError for sizes that would be passed over."""
+        if asked:
+            raise UserError(f"model.sizes.{asked[0]}: a checkpoint has its own sizes; only experiment=train dataset=pile "
+                            "method.start=scratch builds a model from these")
 
     def check(self) -> None:
         """Raise a UserError for knobs that do not fit this model, before anything is run."""
@@ -114,6 +148,10 @@ class Experiment:
     def cost(self, batch) -> tuple[int, int]:
         """(jobs, tokens times layers) that `step(batch)` will run; what a dry run prints."""
         return len(batch), len(batch) * batch.length * self.lm.config.n_layer
+
+    def plan(self) -> dict[str, str]:
+        """What a dry run prints where there are no prompts to choose from."""
+        return {"prompts": "none: this experiment brings its own data"}
 
     def artefacts(self) -> dict:
         """Tensors (safetensors) and JSON values worth keeping beside the effects, by file name without suffix."""

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from mamba_mi import models
 from mamba_mi.config import UserError
-from mamba_mi.data import Batch, batches
+from mamba_mi.data import Batch, batches, is_corpus
 from mamba_mi.data.facts import world
 from mamba_mi.experiments import Experiment, at_least
+from mamba_mi.experiments._train_corpus import TrainOnCorpus
 from mamba_mi.measure.effects import effects
 from mamba_mi.training import Recipe, checkpointing, fit, packing
 from mamba_mi.training.examination import exam, grades, marks
@@ -59,6 +60,15 @@ class Train(Experiment):
     question = "What has the model learnt, in words it was told and in words it was not?"
     conditions = ("task",)
     family = ()
+
+    @classmethod
+    def on(cls, dataset):
+        """The world of facts is what this class trains on; a corpus has a class of its own."""
+        if is_corpus(dataset):
+            return TrainOnCorpus
+        if dataset != "facts":
+            raise UserError(f"dataset={dataset}: experiment=train reads dataset=facts or running text, dataset=pile")
+        return cls
 
     def check(self) -> None:
         at_least(self.knobs, steps=1, batch=1, checkpoint_every=1, eval_every=1)

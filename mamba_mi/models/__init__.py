@@ -12,13 +12,13 @@ import torch
 
 from mamba_mi import backends
 from mamba_mi.config import UserError, did_you_mean, stream
-from mamba_mi.models import checkpoints, hub, variants
+from mamba_mi.models import checkpoints, hub, state_spaces, variants
 from mamba_mi.models.checkpoints import save
 from mamba_mi.models.lm import LM, Past
 from mamba_mi.models.mixer import LayerNorm
 from mamba_mi.models.tokenizer import load_tokenizer
 
-__all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save", "with_site"]
+__all__ = ["LM", "Past", "blank", "device_of", "dtype_of", "fresh", "load", "save", "sized", "with_site"]
 
 EMBEDDED = variants.embedded()
 RECIPES = variants.recipes()  # untrained: `blank` alone takes them
@@ -100,13 +100,30 @@ def blank(name_or_path: str | Path, *, seed: int, backend: str = "auto", device:
           options: Mapping | None = None, meant: variants.Meant | None = None) -> LM:
     """An untrained model with the sizes and the tokenizer of a named one; its weights are not read."""
     folder = RECIPES.get(str(name_or_path)) or _folder(str(name_or_path), options, meant)
-    config = checkpoints.read_config(folder, options=options, meant=meant).config
+    config = checkpoints.published_config(checkpoints.read_config(folder, options=options, meant=meant).config)
     own = folder / "tokenizer.json"
     source = tokenizer or (own if own.is_file() else None)
-    lm = fresh(checkpoints.published_config(config), generator=stream(seed, "initialise"), backend=backend, device=device,
-               dtype=dtype, tokenizer=load_tokenizer(source) if source else None, embedding_std=embedding_std,
-               name=Path(str(name_or_path)).name)
-    lm.source, lm.fingerprint = str(folder), f"untrained, seed {seed}, {sorted(vars(config).items())}"
+    lm = _untrained(config, seed, load_tokenizer(source) if source else None, backend=backend, device=device, dtype=dtype,
+                    embedding_std=embedding_std, name=Path(str(name_or_path)).name)
+    lm.source = str(folder)
+    return lm
+
+
+def sized(name: str, variant: str, sizes: Mapping, *, seed: int, tokenizer: str | Path | None = None, backend: str = "auto",
+          device: str = "auto", dtype: str | torch.dtype = "float32") -> LM:
+    """An untrained model of a published shape in the sizes given; no checkpoint is read, and none need be there.
+
+    Its tokenizer is `tokenizer`, or that of the embedded model of this name.
+    """
+    source = tokenizer or EMBEDDED.get(name)
+    words = load_tokenizer(source) if source else None
+    config = state_spaces.of_sizes(variant, sizes, 1 + max(words.get_vocab().values()) if words else 0)
+    return _untrained(config, seed, words, backend=backend, device=device, dtype=dtype, embedding_std=0.02, name=name)
+
+
+def _untrained(config: Mapping, seed: int, words, **how) -> LM:
+    lm = fresh(config, generator=stream(seed, "initialise"), tokenizer=words, **how)
+    lm.fingerprint = f"untrained, seed {seed}, {sorted(vars(lm.config).items())}"
     return lm
 
 

@@ -157,16 +157,21 @@ def _is_precise(lm, name: str) -> bool:
     return inner in lm.layers[int(layer)].float32_parameters
 
 
-def save(lm, folder: str | Path) -> None:
-    """Write the model in its published layout (Mamba: state-spaces'), as config.json and model.safetensors, with its
-    tokenizer.json."""
+def written(lm, layout: ModuleType | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The config.json and the tensors of the model in its published layout (Mamba: state-spaces'), or in `layout`."""
+    layout = layout or _writer(lm.config)
+    return layout.published_config(lm.config), {
+        layout.their_name(n, lm.config): x.detach().cpu().contiguous() for n, x in lm.state_dict().items()}
+
+
+def save(lm, folder: str | Path, layout: ModuleType | None = None) -> None:
+    """Write the model in its published layout, or in `layout`, as config.json and model.safetensors, with its tokenizer.json."""
     from safetensors.torch import save_file
 
-    folder, config = Path(folder), published_config(lm.config)
+    folder, (config, weights) = Path(folder), written(lm, layout)
     folder.mkdir(parents=True, exist_ok=True)
-    layout = _writer(lm.config)
-    weights = {layout.their_name(n, lm.config): x.detach().cpu().contiguous() for n, x in lm.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    # transformers reads no file that does not say whose tensors these are
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     if lm.tokenizer is not None:
         lm.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

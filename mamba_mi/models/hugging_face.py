@@ -76,3 +76,31 @@ def _numbers(limit):
     if not isinstance(limit, list):
         return limit
     return [x["__float__"] if isinstance(x, Mapping) and "__float__" in x else x for x in limit]
+
+
+def unwritable(config) -> str:
+    """Why transformers has no model that is this one; empty where it has."""
+    if config.variant not in ("mamba1", "mamba2"):
+        return f"transformers has no {config.variant}"
+    # its gated norm is over the whole width, whatever the groups
+    return "transformers norms all groups of a Mamba-2 as one" if getattr(config, "ngroups", 1) > 1 else ""
+
+
+def published_config(config) -> dict:
+    """The config.json in transformers' names, nothing left to its defaults."""
+    kind = {"mamba1": "mamba", "mamba2": "mamba2"}[config.variant]
+    theirs = {key: getattr(config, ours) for key, ours in OURS.items() if hasattr(config, ours)}
+    if kind == "mamba2":
+        theirs |= {"num_heads": config.heads, "time_step_limit": [_json_number(x) for x in config.dt_limit], "rms_norm": True,
+                   "chunk_size": 256}
+    else:
+        theirs |= {"intermediate_size": config.d_inner}
+    return {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind, "hidden_size": config.d_model,
+            "num_hidden_layers": config.n_layer, "vocab_size": config.padded_vocab, "layer_norm_epsilon": config.eps, **theirs,
+            "hidden_act": "silu", "use_bias": False, "use_conv_bias": True, "residual_in_fp32": True,
+            "tie_word_embeddings": config.tie_embeddings, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+            "torch_dtype": "float32"}
+
+
+def _json_number(x: float):
+    return x if x != float("inf") else {"__float__": "Infinity"}

@@ -118,5 +118,21 @@ def published_config(config, layers: Mapping[str, ModuleType] = LAYERS) -> dict:
             "fused_add_norm": True, "pad_vocab_size_multiple": _multiple(config), "tie_embeddings": config.tie_embeddings}
 
 
+SIZES = {"d_state": "d_state", "d_conv": "d_conv", "headdim": "headdim", "n_groups": "ngroups"}  # conf's names, this layout's
+PADS = {"mamba1": 8, "mamba2": 16}
+FOLLOW = ("d_inner", "dt_rank", "n_heads")  # from the others: expand is 2, dt_rank a sixteenth of d_model
+
+
+def of_sizes(variant: str, sizes: Mapping, vocabulary: int) -> dict:
+    """The config.json of an untrained model of a variant's published shape; of `vocabulary` tokens unless `sizes` say."""
+    layer = next((name for name, module in LAYERS.items() if module.__name__.endswith(variant)), None)
+    if layer is None:
+        raise UserError(f"method.start=scratch: a {variant} is not built from sizes, only {' and '.join(PADS)}; "
+                        "method.start=checkpoint trains one on")
+    ssm = {name: sizes[key] for key, name in SIZES.items() if key in sizes}
+    return {"d_model": sizes["d_model"], "n_layer": sizes["n_layer"], "vocab_size": sizes.get("vocab_size", vocabulary),
+            "ssm_cfg": {"layer": layer, **ssm}, "pad_vocab_size_multiple": PADS[variant], "tie_embeddings": True}
+
+
 def _multiple(config) -> int:
     return next(m for m in (16, 8, config.padded_vocab) if -(-config.vocab_size // m) * m == config.padded_vocab)

@@ -13,8 +13,8 @@ from mamba_mi.data import pair_up
 
 def forecast(experiment, dataset, *, n: int | None, only_correct: bool, seed: int) -> dict[str, str]:
     """Lines for the console. Uses the first n candidates as if the model got them all right."""
-    if dataset is None:
-        return {"prompts": "none: this experiment brings its own data"}
+    if dataset is None or dataset.corpus:
+        return experiment.plan()
     lm = experiment.lm
     items = list(dataset.pairs[:n]) or list(dataset.prompts)
     if not dataset.pairs and experiment.needs == "pairs":

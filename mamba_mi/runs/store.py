@@ -96,7 +96,8 @@ class Store:
             return self.write_json(f"artifacts/{name}.json", value)
         from safetensors.torch import save
 
-        return self.write_bytes(f"artifacts/{name}.safetensors", save(value))
+        # transformers reads no file that does not say whose tensors these are
+        return self.write_bytes(f"artifacts/{name}.safetensors", save(value, metadata={"format": "pt"}))
 
     def write_text(self, name: str, text: str) -> None:
         """A text file of the run, in UTF-8."""

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mamba_mi.config import stream
 from mamba_mi.data.facts.tasks import OTHER, Draw, Passage, box, filler, mqar, repeat, said
@@ -62,15 +63,32 @@ def sentence(saying: Saying) -> list[str]:
     return [*before.split(), *pieces(saying.subject), *after.split(), world().answer(saying)]
 
 
-def next_token_loss(lm, tokens_BL: Tensor, weights_BL: Tensor) -> Tensor:
-    """Cross entropy of every token given those before it, averaged by weight; and what layers add for their balance."""
+def next_token_loss(lm, tokens_BL: Tensor, weights_BL: Tensor, total: float | None = None, recompute: bool = False) -> Tensor:
+    """Cross entropy of every token given those before it, averaged by weight; and what layers add for their balance.
+
+    Of a part of a batch whose weights sum to `total` it is the part's share of the whole batch's loss. `recompute` keeps
+    of each layer its input alone, and runs it again for the gradients.
+    """
     balanced = [layer for layer in lm.layers if layer.BALANCED]
     sites = [Site(layer.layer, name) for layer in balanced for name in layer.BALANCED]
     trace = Trace(keep=sites, grad=torch.is_grad_enabled()) if sites else BLIND
-    resid_BLD, _ = lm.through(lm.embed(tokens_BL, trace), trace=trace, keep=False)
+    resid_BLD = _through(lm, lm.embed(tokens_BL, trace), trace, recompute)
     logits_BLV = lm.unembed(resid_BLD[:, :-1])
     target_N = tokens_BL[:, 1:].flatten().to(logits_BLV.device)
     nats_N = F.cross_entropy(logits_BLV.flatten(0, 1), target_N, reduction="none")
     weights_N = weights_BL[:, 1:].flatten().to(nats_N)
-    loss = (nats_N * weights_N).sum() / weights_N.sum()
-    return loss + sum(layer.auxiliary_loss(trace) for layer in balanced)
+    whole = weights_N.sum() if total is None else total
+    loss = (nats_N * weights_N).sum() / whole
+    return loss + sum(layer.auxiliary_loss(trace) for layer in balanced) * (1 if total is None else weights_N.sum() / total)
+
+
+def _through(lm, resid_BLD: Tensor, trace, recompute: bool) -> Tensor:
+    if not recompute:
+        return lm.through(resid_BLD, trace=trace, keep=False)[0]
+    for i in range(len(lm.layers)):
+        resid_BLD = checkpoint(_layer, lm, resid_BLD, i, use_reentrant=False)
+    return resid_BLD
+
+
+def _layer(lm, resid_BLD: Tensor, i: int) -> Tensor:
+    return lm.through(resid_BLD, first=i, last=i + 1, keep=False)[0]

@@ -23,6 +23,7 @@ def bar(steps: int, console: Console | None = None) -> Iterator[Callable[[Mappin
             nonlocal shown
             shown = point["loss"] if shown is None else SMOOTH * shown + (1 - SMOOTH) * point["loss"]
             progress.update(task, completed=point["step"],
-                            at=f"loss {shown:.3f}, {point['tokens_per_second']:,.0f} tokens/s")
+                            at=f"loss {shown:.3f}, {point['tokens_per_second']:,.0f} tokens/s" + (
+                                f", {100 * point['utilisation']:.0f}% of peak" if "utilisation" in point else ""))
 
         yield watch

@@ -134,7 +134,19 @@ def training_curve(steps=2400, every=10) -> list[dict]:
     at = range(every, steps + 1, every)
     return [{"step": s, "loss": 0.9 + 4.6 * math.exp(-s / 330) + random.normal() * 0.05,
              "lr": 4e-3 * min(1, s / 100) * (0.51 + 0.49 * math.cos(math.pi * s / steps)),
-             "tokens_per_second": 7800 + random.normal() * 250} for s in at]
+             "tokens_per_second": 7800 + random.normal() * 250, "utilisation": 0.31 + random.normal() * 0.01,
+             **({"validation": 1.0 + 4.6 * math.exp(-s / 330)} if s % 400 == 0 else {})} for s in at]
+
+
+def corpus_summary(sources=("Pile-CC", "Github", "Wikipedia (en)", "all sources"), model=31.4) -> list[dict]:
+    """Rows of a training on text: what it reaches and what a unigram model does; the last source has no interval."""
+    rows = []
+    for i, source in enumerate(sources):
+        for metric, level in (("perplexity", model * (1 + 0.2 * i)), ("unigram_perplexity", 812.0 + 31 * i)):
+            ends = (None, None) if i == len(sources) - 2 else (level * 0.94, level * 1.07)
+            rows.append({"conditions": {"source": source}, "metric": metric, "n": 40 + i, "tokens": 12345 * (i + 1), "mean": level,
+                         "ci_low": ends[0], "ci_high": ends[1]})
+    return rows
 
 
 def paths_summary(tolerance=1e-4) -> list[dict]:
@@ -200,6 +212,8 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
         (folder / "artifacts" / "tokens.json").write_text(json.dumps(tokens))
     if curve is not None:
         (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
+        told = {"tokens": 2_457_600, "unigram": {"nats_per_token": 6.7}, "validation": {"documents": 183}, "speed": {"measured_peak": 5.1e10}}
+        (folder / "artifacts" / "training_info.json").write_text(json.dumps(told))
     if compared is not None:
         (folder / "artifacts" / "reproduce.json").write_text(json.dumps(compared))
     return folder

@@ -14,6 +14,7 @@ from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
 from .synthetic import (
     comparison,
+    corpus_summary,
     heads_summary,
     heatmap_measured,
     heatmap_summary,
@@ -46,7 +47,7 @@ def changed(rows, change):
 
 
 def test_every_name_of_the_catalogue_draws(run):
-    own = {"patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary(),
+    own = {"corpus_perplexity": corpus_summary(), "patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary(),
            "heatmap_mean": heatmap_summary(),
            **dict.fromkeys((name for name in CATALOGUE if name.startswith("info_flow")), flow_summary(timescales=("all", "slow")))}
     for name in CATALOGUE:
@@ -190,7 +191,9 @@ DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEA
          "flow of spans": (lambda: flow_summary(sources=SPANS, splits=("all",)), FLOW[:3]),
          **{kind: (lambda kind=kind: heatmap_summary(HEATMAPS[kind]), tuple(n for n in CATALOGUE if n.startswith("heatmap")))
             for kind in HEATMAPS},
-         "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",))}
+         "heads": (heads_summary, ("patching_heads",)), "64 heads": (lambda: heads_summary(24, 64), ("patching_heads",)),
+         "corpus": (corpus_summary, ("corpus_perplexity", "corpus_curve")), "one source": (lambda: corpus_summary(("all sources",)), ("corpus_perplexity",)),
+         "many sources": (lambda: corpus_summary([*(f"A set of the Pile {i}" for i in range(21)), "all sources"], 5421.0), ("corpus_perplexity",))}
 
 
 def test_every_figure_is_among_those_whose_text_is_looked_at():

@@ -31,7 +31,7 @@ def training_curve(tables: RunTables):
     for key, (title, *box) in PANELS.items():
         axes = style.place(figure, *box, key)
         values = np.array([point[key] for point in points], dtype=float)
-        _line(axes, steps, values, smooth=key != "lr")
+        line(axes, steps, values, smooth=key != "lr")
         axes.set_title(title, loc="left", fontsize=8.5, pad=4)
         axes.set(xlim=(0, steps[-1]), ylim=(0, None), xlabel="step" if key != "loss" else "")
         large = key == "loss"
@@ -41,7 +41,8 @@ def training_curve(tables: RunTables):
     return figure, f"Loss, learning rate and speed over {length} of training.{smoothed}"
 
 
-def _line(axes, steps, values, smooth: bool) -> None:
+def line(axes, steps, values, smooth: bool) -> None:
+    """A curve; a long one that is to be smoothed pale, with its running median."""
     if not smooth or len(values) < SMOOTHED_FROM:
         axes.plot(steps, values, color=style.SUFFICIENCY_INK)
         return
