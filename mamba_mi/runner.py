@@ -63,6 +63,7 @@ class Built:
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
                 "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
                                  **({"data": self.dataset.fingerprint} if self.dataset else {})},
+                **({"data": dict(self.dataset.origin)} if self.dataset and self.dataset.origin else {}),
                 "model": _described(self.lm)}
 
 

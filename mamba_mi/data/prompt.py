@@ -117,7 +117,8 @@ class Dropped:
 class Dataset:
     """Candidate prompts in a seeded order, or ready-made pairs; what was dropped on the way; where it came from.
 
-    `fingerprint` is a sha256 of the source's bytes (file) or of its definition (a world made in code).
+    `fingerprint` is a sha256 of the source's bytes (file) or of its definition (a world made in code); `origin` says which
+    split of what at which commit, where it came from the hub.
     """
 
     name: str
@@ -125,3 +126,4 @@ class Dataset:
     fingerprint: str
     pairs: tuple[Pair, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    origin: Mapping[str, str | None] = field(default_factory=dict)
