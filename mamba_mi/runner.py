@@ -123,7 +123,8 @@ def build(settings: Mapping) -> Built:
     seed = settings["seed"]
     lm = _model(kind, settings)
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
-                                         reference=settings["reference"]))
+                                         reference=settings["reference"],
+                                         force=settings["force"]))
     experiment.check()
     dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed))
     return Built(dict(settings), lm, dataset, experiment)

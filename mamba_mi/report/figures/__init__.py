@@ -12,6 +12,7 @@ from matplotlib import style as matplotlib_style
 from matplotlib.figure import Figure as Sheet
 
 from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.report.figures.classified import classified_questions
 from mamba_mi.report.figures.info_flow import info_flow
 from mamba_mi.report.figures.info_flow_bands import info_flow_bands, info_flow_splits, info_flow_timescales
 from mamba_mi.report.figures.info_flow_smear import info_flow_smear
@@ -52,6 +53,7 @@ CATALOGUE = {
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
     "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
     "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),
+    "classified_questions": Figure("data set x category, questions kept of those found", classified_questions),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
     "training_recall": Figure("right answers on each task", training_recall),
 }
