@@ -91,7 +91,7 @@ def test_what_an_experiment_changes_wins_over_the_groups_and_loses_to_the_comman
 
 @pytest.mark.parametrize("method", options("method"))
 def test_a_methods_keys_are_its_experiments_knobs_with_the_same_defaults(compose, method):
-    written = OmegaConf.to_container(compose(f"method={method}").method)
+    written = OmegaConf.to_container(compose(f"method={method}").method, resolve=True)
     knobs = experiments.get(method).Knobs
     assert list(written) == ["name", *knobs.__dataclass_fields__]
     assert experiments.knobs_of(experiments.get(method), written) == knobs()
@@ -99,7 +99,7 @@ def test_a_methods_keys_are_its_experiments_knobs_with_the_same_defaults(compose
 
 @pytest.mark.parametrize("dataset", options("dataset"))
 def test_a_data_sets_keys_are_its_modules_knobs(compose, dataset):
-    written = OmegaConf.to_container(compose(f"dataset={dataset}").dataset)
+    written = OmegaConf.to_container(compose(f"dataset={dataset}").dataset, resolve=True)
     schema = data._module(dataset).Knobs
     assert set(written) == set(schema.__dataclass_fields__)
     typed(schema, written, "dataset")
