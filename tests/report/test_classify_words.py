@@ -5,18 +5,7 @@ from mamba_mi.report import classify_words as words
 from mamba_mi.report.figures import draw
 from mamba_mi.report.tables import RunTables
 
-ACCOUNT = {
-    "target": 20,
-    "sources": {"squad": {"records": 1060, "fingerprint": "f" * 64, "origin": {}},
-                "natural_questions": {"records": 40, "fingerprint": "e" * 64, "origin": {"hub": "a/b", "split": "dev", "commit": "c" * 40}}},
-    "cells": [{"dataset": d, "category": c, "found": f, "kept": k} for d, c, f, k in [
-        ("squad", "Simple Recall", 1000, 20), ("squad", "Long Context", 30, 13), ("squad", "Stress Test", 0, 0), ("squad", "skipped", 30, 0),
-        ("natural_questions", "Long Context", 7, 7), ("natural_questions", "Stress Test", 3, 3), ("natural_questions", "skipped", 30, 0)]],
-    "skipped": [{"dataset": "squad", "why": "question is empty", "count": 30}, {"dataset": "natural_questions", "why": "no rule fires", "count": 30}],
-    "rules": [{"rule": "5-9 sentences", "when": "a context of 5", "category": "Long Context", "heuristic": True, "fired": 40, "kept": 23},
-              {"rule": "one fact", "when": "one hop", "category": "Simple Recall", "heuristic": False, "fired": 1000, "kept": 20}],
-    "examples": [{"category": "Simple Recall", "source": "squad", "rule": "one fact", "question": "Who?", "expected": "Zed", "context": ""}],
-}
+from .synthetic_classified import ACCOUNT
 
 
 def test_a_category_says_how_full_it_is_and_who_filled_it():
