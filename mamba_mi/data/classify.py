@@ -44,8 +44,10 @@ class Rule(NamedTuple):
 RULES = (
     # what a set always is
     Rule("trivia", "TriviaQA, always", QUERY, lambda q: q.source == "triviaqa"),
-    Rule("number or date", "DROP, the answer's type is number or date", COMBINED, lambda q: q.source == "drop" and q.kind in ("number", "date"), True),
-    Rule("reasoning words", "DROP, the question counts or compares in words", COMBINED, lambda q: q.source == "drop" and cued(REASONING, q), True),
+    Rule("number or date", "DROP, the answer's type is number or date", COMBINED,
+         lambda q: q.source == "drop" and q.kind in ("number", "date"), True),
+    Rule("reasoning words", "DROP, the question counts or compares in words", COMBINED,
+         lambda q: q.source == "drop" and cued(REASONING, q), True),
     Rule("drop", "DROP, always", COMBINED, lambda q: q.source == "drop"),
     # hops the set states
     Rule("3+ hops", "3 hops or more", THREE_HOP, lambda q: within(q.num_hops, 3)),

@@ -66,8 +66,8 @@ def _files(path: str, split: str, config: str | None, key: str, otherwise: str) 
     if not mine and not any(named.values()):
         mine = found
     if not mine:
-        there = f"it has {', '.join(sorted({name for name in named.values() if name}))}" if found else f"it has none that ends in {', '.join(READERS)}"
-        raise UserError(f"{asked}: no file of split {split}; {there}{'; ' * bool(otherwise)}{otherwise}")
+        there = ", ".join(sorted({name for name in named.values() if name})) or f"no file that ends in {', '.join(READERS)}"
+        raise UserError(f"{asked}: no file of split {split}; it has {there}{'; ' * bool(otherwise)}{otherwise}")
     if len({file.suffix.lower() for file in mine}) > 1:
         raise UserError(f"{asked}: split {split} is there in several formats ({', '.join(file.name for file in mine[:4])}); give one file")
     return mine

@@ -35,7 +35,8 @@ def kept(knobs, seed: int) -> dict | None:
         return None
     found = classified.read(knobs.file, "method.file")
     if found is None:
-        raise UserError(f"method.file={knobs.file}: a file that experiment=classify did not make; force=true overwrites it, or give another place")
+        raise UserError(f"method.file={knobs.file}: a file that experiment=classify did not make; "
+                        "force=true overwrites it, or give another place")
     then, now = found["settings"], settings(knobs, seed)
     differ = [_differs(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
     differ = differ or [f"{name} was read from {_said(before)} and is {_said(after)} now" for name in knobs.sets

@@ -14,7 +14,7 @@ NAMES = {"squad": "SQuAD", "hotpotqa": "HotpotQA", "triviaqa": "TriviaQA", "musi
 def findings(account: Mapping, file: str) -> list[str]:
     """How full each category is, how many records were skipped, and where it all is."""
     target = account["target"]
-    said = [f"{category}: {sum(parts.values())} of {target} questions ({', '.join(f'{NAMES[name]} {count}' for name, count in parts.items() if count) or 'none'})"
+    said = [f"{category}: {sum(parts.values())} of {target} questions ({_given(parts)})"
             + ("." if sum(parts.values()) == target else f", all that {_sets(parts)} had: more samples_per_dataset may find more.")
             for category, parts in kept(account).items()]
     read, skipped = sum(each["records"] for each in account["sources"].values()), sum(each["count"] for each in account["skipped"])
@@ -71,6 +71,10 @@ def _cell(cell: Mapping | None, column: str) -> str:
     if cell is None:
         return NOTHING
     return f"{cell['found']:,}" if column == SKIPPED else f"{cell['kept']:,} of {cell['found']:,}"
+
+
+def _given(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{NAMES[name]} {count}" for name, count in parts.items() if count) or "none"
 
 
 def _sets(parts: Mapping[str, int]) -> str:

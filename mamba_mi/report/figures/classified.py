@@ -18,7 +18,8 @@ def classified_questions(tables: RunTables):
     categories = list(kept(account))
     figure = style.sheet(1.75 + CELL * (len(categories) + 1), 1.55 + HEIGHT * (len(sets) + 1))
     read = sum(each["records"] for each in account["sources"].values())
-    style.heading(figure, 0.15, "Questions in their categories", f"kept of those found · up to {account['target']} a category · {read:,} records read")
+    style.heading(figure, 0.15, "Questions in their categories",
+                  f"kept of those found · up to {account['target']} a category · {read:,} records read")
     axes = style.place(figure, 1.4, 1.15, CELL * len(categories), HEIGHT * len(sets), "counts")
     _kept(axes, cells, sets, categories, account["target"])
     skipped = style.place(figure, 1.5 + CELL * len(categories), 1.15, CELL * 0.9, HEIGHT * len(sets), SKIPPED)
