@@ -64,6 +64,7 @@ class Built:
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
                 "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
                                  **({"data": self.dataset.fingerprint} if self.dataset else {})},
+                **({"data": dict(self.dataset.origin)} if self.dataset and self.dataset.origin else {}),
                 "model": _described(self.lm)}
 
 
@@ -134,7 +135,7 @@ def build(settings: Mapping) -> Built:
     console.quiet = ranks.rank > 0
     lm = _model(kind, knobs, settings)
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
-                                         reference=settings["reference"], ranks=ranks))
+                                         reference=settings["reference"], ranks=ranks, force=settings["force"]))
     experiment.check()
     dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed, lm.config.max_length))
     return Built(dict(settings), lm, dataset, experiment)

@@ -7,19 +7,16 @@ time: the first is used, unless `repeats` asks for them all.
 """
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mamba_mi.config import UserError
+from mamba_mi.data import hub
 from mamba_mi.data.encoding import Encoded, bos_ids, check_known, encode, encode_targets, following, prompt
 from mamba_mi.data.pairing import shuffled
 from mamba_mi.data.prompt import Dataset, Dropped, Prompt
 from mamba_mi.data.reading import Unusable, fingerprint, read_records, require_columns, sift, text_of
 from mamba_mi.data.spans import token_span
-from mamba_mi.models.hub import answering
 
 COLUMNS = ("prompt", "relation_prefix", "subject", "relation_suffix", "relation_id", "target_true")
 
@@ -53,9 +50,10 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     """Every usable prompt, in an order drawn from the seed; `prompt_id` is its row in the file: cf-00017."""
     if knobs.path:
         source, records = f"dataset.path={knobs.path}", read_records(knobs.path)
-        digest = fingerprint(knobs.path)
+        digest, origin = fingerprint(knobs.path), {}
     else:
-        source, (records, digest) = f"dataset.hub={knobs.hub}", _from_hub(knobs.hub, knobs.revision)
+        source, found = f"dataset.hub={knobs.hub}", hub.whole(knobs.hub, split="train", revision=knobs.revision)
+        records, digest, origin = found.records, found.fingerprint, found.origin
     require_columns(records, COLUMNS, source)
     ids = [f"cf-{row:05d}" for row in range(len(records))]
     seen: set[str] = set()
@@ -63,7 +61,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     facts, dropped = sift(ids, texts, zip(ids, records, strict=True), lambda item: _fact(*item, set() if knobs.repeats else seen))
     prompts, more = _prompts(facts, tokenizer, knobs.bos)
     dropped = tuple(sorted([*dropped, *more], key=lambda d: d.prompt_id))
-    return Dataset("counterfact", tuple(shuffled(prompts, seed, "counterfact")), digest, dropped=dropped)
+    return Dataset("counterfact", tuple(shuffled(prompts, seed, "counterfact")), digest, dropped=dropped, origin=origin)
 
 
 def _fact(prompt_id: str, record: dict, seen: set[str]) -> _Fact:
@@ -100,24 +98,3 @@ def _prompts(facts: Sequence[_Fact], tokenizer, bos: bool) -> tuple[list[Prompt]
                       source=fact.source)
 
     return sift([fact.prompt_id for fact in facts], texts, zip(facts, encoded, target_ids, wrong_ids, strict=True), make)
-
-
-def _from_hub(hub: str, revision: str | None) -> tuple[list[dict], str]:
-    """The train split and the sha256 of its records: equal contents, equal fingerprints."""
-    how = (f"download it with `hf download {hub} --repo-type dataset --local-dir FOLDER` and give "
-           "dataset.path=FILE, the parquet file in it")
-    try:
-        from datasets import DownloadConfig, load_dataset
-        from datasets.exceptions import DatasetsError
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise UserError(f"dataset.hub={hub} needs `pip install datasets`; or {how}") from None
-    try:
-        with answering(lambda: HfApi().dataset_info(hub)) as silent:
-            once = DownloadConfig(max_retries=0)
-            table = load_dataset(hub, revision=revision, split="train", download_config=once)
-    except (OSError, ValueError, DatasetsError) as e:  # ConnectionError and FileNotFoundError are OSErrors
-        raise UserError(f"dataset.hub={hub}: not to be had ({type(silent or e).__name__}) and dataset.path is not set; "
-                        f"where there is a network, {how}") from None
-    records = table.to_list()
-    return records, hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()

@@ -122,7 +122,8 @@ class Dataset:
     """Candidate prompts in a seeded order, or ready-made pairs; what was dropped on the way; where it came from.
 
     A `corpus` is text to train on and has no prompts; its module says IS_CORPUS.
-    `fingerprint` is a sha256 of the source's bytes (file) or of its definition (a world made in code).
+    `fingerprint` is a sha256 of the source's bytes (file) or of its definition (a world made in code); `origin` says which
+    split of what at which commit, where it came from the hub.
     """
 
     name: str
@@ -131,3 +132,4 @@ class Dataset:
     pairs: tuple[Pair, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     corpus: Corpus | None = None
+    origin: Mapping[str, str | None] = field(default_factory=dict)

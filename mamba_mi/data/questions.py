@@ -22,6 +22,7 @@ class Question:
     by `asked` where nothing else is given; `cluster` is what the statistics resample together (an article, a template).
 
     `category` is one of CATEGORIES and `rule` the name of the rule that put it there; both are empty before `classify`.
+    `kind` is what the data set calls the question or its answer: bridge, comparison, number, date.
     """
 
     question_id: str
@@ -37,6 +38,7 @@ class Question:
     rule: str = ""
     cluster: str = ""
     prompt: str = ""
+    kind: str = ""
 
     def __post_init__(self):
         if not self.prompt:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,47 @@ def sift(ids: Sequence[str], texts: Sequence[str], items: Iterable,
     return kept, dropped
 
 
-def read_records(path: str) -> list[dict[str, Any]]:
-    """The records of a .parquet, .jsonl, .json (a list) or .csv (with a header, UTF-8) file."""
-    file, asked = Path(path).expanduser(), f"dataset.path={path}"
+def read_records(path: str, key: str = "dataset.path", otherwise: str = "") -> list[dict[str, Any]]:
+    """The records of a .parquet, .jsonl, .json (a list) or .csv (with a header, UTF-8) file.
+
+    `key` is what the user set to the path, `otherwise` what else could be done where there is no such file.
+    """
+    file, asked = Path(path).expanduser(), f"{key}={path}"
     if file.is_dir():
         inside = sorted(str(f) for f in file.rglob("*") if f.suffix.lower() in READERS)
         such = ", ".join(inside[:5] or READERS)
         raise UserError(f"{asked}: a folder; give a file, such as {such}")
     if not file.is_file():
-        beside = [f.name for f in file.parent.glob("*")]
-        raise UserError(f"{asked}: no such file{did_you_mean(file.name, beside)}")
+        raise no_such_file(path, key, otherwise)
     reader = READERS.get(file.suffix.lower())
     if reader is None:
         raise UserError(f"{asked}: cannot read {file.suffix or 'a file without extension'}; "
                         f"give a file that ends in {', '.join(READERS)}")
-    try:
+    with readable(file, asked):
         records = reader(file)
+    if not records:
+        raise UserError(f"{asked}: the file holds no records")
+    return records
+
+
+def no_such_file(path: str, key: str, otherwise: str = "") -> UserError:
+    """What to raise for a path that leads nowhere."""
+    file = Path(path).expanduser()
+    beside = [f.name for f in file.parent.glob("*")]
+    return UserError(f"{key}={path}: no such file{did_you_mean(file.name, beside)}{'; ' * bool(otherwise)}{otherwise}")
+
+
+@contextmanager
+def readable(file: Path, asked: str) -> Iterator[None]:
+    """What goes wrong in this block while the file is read becomes one line about what was `asked`."""
+    try:
+        yield
     except UnicodeDecodeError as e:
         bad = e.object[e.start]
         raise UserError(f"{asked}: not UTF-8 text (byte {bad:#04x}); save the file as UTF-8") from None
     except (OSError, ValueError, RecursionError, csv.Error) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(f"{asked}: not a readable {file.suffix} file ({reason[:200]})") from None
-    if not records:
-        raise UserError(f"{asked}: the file holds no records")
-    return records
 
 
 def columns_of(records: Iterable[dict]) -> list[str]:
@@ -72,17 +89,21 @@ def require_columns(records: list[dict], needed: Iterable[str], source: str) -> 
         raise UserError(f"{source}: no column {', '.join(missing)}; it has {', '.join(present)}{hint}")
 
 
-def text_of(record: dict, column: str, *, may_be_empty: bool = False) -> str:
+def text_of(record: Mapping, column: str, *, may_be_empty: bool = False) -> str:
     """The text a record has in a column; Unusable where it has none that a tokenizer could take."""
-    value = record.get(column)
+    return checked(record.get(column), column, may_be_empty=may_be_empty)
+
+
+def checked(value: object, name: str, *, may_be_empty: bool = False) -> str:
+    """The value, if it is a text that a tokenizer could take; else Unusable says what is wrong with it under its `name`."""
     if value is None or (isinstance(value, str) and not value.strip() and not may_be_empty):
-        raise Unusable(f"{column} is empty")
+        raise Unusable(f"{name} is empty")
     if not isinstance(value, str):
-        raise Unusable(f"{column} is not text")
+        raise Unusable(f"{name} is not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unusable(f"{column} is not valid Unicode (half of a surrogate pair)") from None
+        raise Unusable(f"{name} is not valid Unicode (half of a surrogate pair)") from None
     return value
 
 

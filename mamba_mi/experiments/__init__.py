@@ -30,7 +30,8 @@ class Setting:
     """What an experiment is told besides its knobs: the seed, the cone's memory in bytes, where hooks are counted.
 
     `log(values, step)` shows numbers while a fit goes on; what comes before a key's `/` says of what. `model` is what the
-    configuration calls the checkpoint, `reference` the name and the path of the published numbers to compare with.
+    configuration calls the checkpoint, `reference` the name and the path of the published numbers to compare with. With
+    `force` what an earlier run left may be made again.
     """
 
     seed: int
@@ -40,6 +41,7 @@ class Setting:
     model: str = ""
     reference: Mapping[str, str | None] = field(default_factory=dict)
     ranks: Alone = field(default_factory=Alone)  # of a training in several processes
+    force: bool = False
 
 
 class Experiment:

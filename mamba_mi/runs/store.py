@@ -69,7 +69,7 @@ class Store:
         """Keep the effects of one batch, for good: once this returns, they survive even a power cut."""
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", key):
             raise ValueError(f"a part's key names its file: letters, digits, '.', '_' and '-', not {key!r}")
-        self.write_bytes(f"parts/{key}.parquet", _parquet(table))
+        self.write_bytes(f"parts/{key}.parquet", parquet_bytes(table))
 
     def join(self) -> pa.Table:
         """The effects of all parts, in their one order, whatever order they were made in."""
@@ -81,7 +81,7 @@ class Store:
     def write_effects(self, table: pa.Table) -> None:
         """effects.parquet: equal effects give equal bytes."""
         stamp = {"mamba_mi.schema_version": str(SCHEMA_VERSION)}
-        self.write_bytes("effects.parquet", _parquet(in_order(table).replace_schema_metadata(stamp)))
+        self.write_bytes("effects.parquet", parquet_bytes(in_order(table).replace_schema_metadata(stamp)))
 
     def write_json(self, name: str, obj: object) -> None:
         """A value as JSON every reader takes: NaN and infinity as null, arrays as lists, paths as text."""
@@ -90,7 +90,7 @@ class Store:
     def write_artefact(self, name: str, value: object) -> None:
         """artifacts/<name>.safetensors for a mapping of tensors, .parquet for a table, .json for anything else."""
         if isinstance(value, pa.Table):
-            return self.write_bytes(f"artifacts/{name}.parquet", _parquet(value))
+            return self.write_bytes(f"artifacts/{name}.parquet", parquet_bytes(value))
         tensors = isinstance(value, dict) and value and all(hasattr(x, "storage") for x in value.values())
         if not tensors:
             return self.write_json(f"artifacts/{name}.json", value)
@@ -142,7 +142,8 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as a parquet file: equal tables give equal bytes."""
     # every setting that shapes the bytes is fixed here, not left to the library's next version
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, version="2.6", data_page_version="1.0", data_page_size=1 << 20,

@@ -192,7 +192,7 @@ def comparison(off: float = 0.0) -> dict:
             "items": [*items, {**items[-2], **mean}]}
 
 
-def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, compared=None,
+def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, compared=None, classified=None,
               prompts=None, tokens=None) -> Path:
     """A run's folder as `runs` leaves it; without effects and tokens unless given."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,4 +216,6 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
         (folder / "artifacts" / "training_info.json").write_text(json.dumps(told))
     if compared is not None:
         (folder / "artifacts" / "reproduce.json").write_text(json.dumps(compared))
+    if classified is not None:
+        (folder / "artifacts" / "classified.json").write_text(json.dumps(classified))
     return folder

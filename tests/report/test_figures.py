@@ -25,6 +25,7 @@ from .synthetic import (
     training_curve,
     training_summary,
 )
+from .synthetic_classified import classified_account
 from .synthetic_flow import flow_summary
 
 HEADLINE = "normalised_logit_difference"
@@ -53,7 +54,7 @@ def test_every_name_of_the_catalogue_draws(run):
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
         kept = heatmap_measured() if name.startswith("heatmap") else {"effects": paths_effects()} if name == "paths_violins" else {}
-        figure, caption = draw(name, run(summary, curve=training_curve(), compared=comparison(), **kept)[1])
+        figure, caption = draw(name, run(summary, curve=training_curve(), compared=comparison(), classified=classified_account(), **kept)[1])
         assert figure.axes and len(caption) > 40
 
 
@@ -182,6 +183,7 @@ FLOW = ("info_flow", "info_flow_bands", "info_flow_smear", "info_flow_splits", "
 SPANS = ("none", "last", "random", "beyond_conv", "key", "key+1", "value", "value+1")
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
+         "classified": (training_summary, ("classified_questions",)),
          "paths": (paths_summary, ("paths_violins",)),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
@@ -204,7 +206,7 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
     kept = HEATMAPS.get(kind, {"effects": paths_effects()} if kind == "paths" else {})
-    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), compared=comparison(0.1), **kept)[1]
+    tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), compared=comparison(0.1), classified=classified_account(), **kept)[1]
     for name in names:
         figure, _ = draw(name, tables)
         texts, box = shown(figure)

@@ -12,6 +12,7 @@ from matplotlib import style as matplotlib_style
 from matplotlib.figure import Figure as Sheet
 
 from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.report.figures.classified import classified_questions
 from mamba_mi.report.figures.corpus import corpus_curve, corpus_perplexity
 from mamba_mi.report.figures.info_flow import info_flow
 from mamba_mi.report.figures.info_flow_bands import info_flow_bands, info_flow_splits, info_flow_timescales
@@ -53,6 +54,7 @@ CATALOGUE = {
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
     "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
     "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),
+    "classified_questions": Figure("data set x category, questions kept of those found", classified_questions),
     "corpus_curve": Figure("loss beside a unigram model's, learning rate and speed over training steps", corpus_curve),
     "corpus_perplexity": Figure("perplexity by source, the model's and a unigram's", corpus_perplexity),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),

@@ -1,0 +1,83 @@
+"""The questions that experiment=classify put into seven categories, from the file it keeps them in.
+
+A .parquet, .jsonl or .json list of the same records is read as well.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.data.pairing import shuffled
+from mamba_mi.data.prompt import Dataset
+from mamba_mi.data.questions import CATEGORIES, Question, asked, of_record, prompts
+from mamba_mi.data.reading import (
+    Unusable,
+    fingerprint,
+    printable,
+    read_records,
+    readable,
+    require_columns,
+    sift,
+    text_of,
+)
+
+MAKE = "`python launch.py experiment=classify` makes it (with force=true where an earlier run did and it is gone)"
+COLUMNS = ("question", "expected", "category")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """`categories` (null: all) are those used; `n` and `only_correct` choose among their prompts once a model ran."""
+
+    name: str = "classified"
+    path: str = "experiment_logs/classified_questions.json"
+    categories: list[str] | None = None
+    n: int | None = 200
+    only_correct: bool = True
+    bos: bool = False
+    longest: int | None = 2048
+    context: bool = True
+
+
+def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
+    """Every usable question of the categories asked for, in an order drawn from the seed."""
+    for category in knobs.categories or ():
+        if category not in CATEGORIES:
+            raise UserError(f"dataset.categories={category}: there are {', '.join(CATEGORIES)}{did_you_mean(category, CATEGORIES)}")
+    records = _records(knobs.path)
+    require_columns(records, COLUMNS, f"dataset.path={knobs.path}")
+    wanted = [(row, record) for row, record in enumerate(records) if not knobs.categories or record.get("category") in knobs.categories]
+    ids = [printable(str(record.get("question_id") or f"classified-{row:06d}")) for row, record in wanted]
+    texts = [str(record.get("question") or "") for _, record in wanted]
+    questions, dropped = sift(ids, texts, zip(ids, (record for _, record in wanted), strict=True), lambda item: _question(*item))
+    if not knobs.context:
+        questions = [replace(each, prompt=asked(each.question)) for each in questions]
+    made, more = prompts(questions, tokenizer, bos=knobs.bos, longest=knobs.longest)
+    return Dataset("classified", tuple(shuffled(made, seed, "classified")), fingerprint(knobs.path), dropped=(*dropped, *more))
+
+
+def read(path: str, key: str) -> dict | None:
+    """All that the file of experiment=classify says; None for a file that is something else."""
+    with readable(Path(path).expanduser(), f"{key}={path}"):
+        said = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    return said if isinstance(said, dict) and {"settings", "sources", "judged", "records"} <= set(said) else None
+
+
+def _records(path: str) -> list[dict]:
+    file = Path(path).expanduser()
+    whole = read(path, "dataset.path") if file.suffix == ".json" and file.is_file() else None
+    return whole["records"] if whole else read_records(path, otherwise=MAKE)
+
+
+def _question(question_id: str, record: Mapping) -> Question:
+    for name in COLUMNS:
+        text_of(record, name)
+    if record["category"] not in CATEGORIES:
+        raise Unusable("category is none of the seven")
+    told = {key: value for key, value in record.items() if value is not None}
+    for name in {"context", "prompt", "source", "cluster"} & set(told):
+        text_of(told, name, may_be_empty=True)
+    return of_record(told | {"question_id": question_id})

@@ -1,0 +1,119 @@
+"""classified_questions.json: made once, reused as it is, and refused where it was made with other settings.
+
+It holds the settings, what each set was read from, every record's judgement, and the questions kept; questions with all
+columns but the judgements are in the .parquet beside it as well. It names no path: equal sources give equal bytes.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pyarrow as pa
+
+from mamba_mi.config import UserError
+from mamba_mi.data import classified, hub, local, qa
+from mamba_mi.data.classify import RULES, classify, fill
+from mamba_mi.data.questions import Question
+from mamba_mi.data.reading import Unusable
+from mamba_mi.runs import files
+from mamba_mi.runs.store import parquet_bytes
+
+SCHEMA_VERSION = 1
+
+
+def settings(knobs, seed: int) -> dict:
+    """What decides the file's contents, besides the sources."""
+    return {"schema_version": SCHEMA_VERSION, "seed": seed, "sets": list(knobs.sets), "samples_per_dataset": knobs.samples_per_dataset,
+            "target_per_category": knobs.target_per_category, "rules": [[rule.name, rule.when, rule.category] for rule in RULES]}
+
+
+def kept(knobs, seed: int) -> dict | None:
+    """The file's contents, None where there is none; a UserError where it was made with other settings or from other sources."""
+    path = Path(knobs.file).expanduser()
+    if not path.is_file():
+        return None
+    found = classified.read(knobs.file, "method.file")
+    if found is None:
+        raise UserError(f"method.file={knobs.file}: a file that experiment=classify did not make; "
+                        "force=true overwrites it, or give another place")
+    then, now = found["settings"], settings(knobs, seed)
+    differ = [_differs(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
+    differ = differ or [f"{name} was read from {_said(before)} and is {_said(after)} now" for name in knobs.sets
+                        if (before := _identity(found["sources"][name])) != (after := _now(knobs, name))]
+    if differ:
+        raise UserError(f"{knobs.file} was made with other settings: {'; '.join(differ)}. Go back to those, give another method.file=, "
+                        "or make it again with force=true")
+    return found
+
+
+def make(knobs, seed: int) -> dict:
+    """Read the sets, classify their records, keep up to the target of each category, and write all of it."""
+    found = {name: _classified(knobs, name, seed) for name in knobs.sets}
+    chosen = fill({name: questions for name, (questions, _, _) in found.items()}, knobs.target_per_category, seed)
+    whole = {"settings": settings(knobs, seed), "sources": {name: source for name, (_, _, source) in found.items()},
+             "judged": [each for _, judged, _ in found.values() for each in judged], "records": [each.record() for each in chosen]}
+    if not chosen:
+        raise UserError(f"experiment=classify: none of {len(whole['judged'])} records of {', '.join(knobs.sets)} is of a category")
+    path = Path(knobs.file).expanduser()
+    write_parquet(path, whole)
+    files.write_json(path, whole)  # the last: where it is, the other is
+    return whole
+
+
+def write_parquet(path: Path, whole: Mapping) -> None:
+    """The questions kept, a column a field."""
+    files.write_bytes(path.with_suffix(".parquet"), parquet_bytes(pa.Table.from_pylist(whole["records"], schema=COLUMNS)))
+
+
+COLUMNS = pa.schema([(name, {"num_facts": pa.int64(), "num_hops": pa.int64(), "alternatives": pa.list_(pa.string()),
+                             "supporting_facts": pa.list_(pa.string())}.get(name, pa.string())) for name in Question.__dataclass_fields__])
+
+
+def _classified(knobs, name: str, seed: int) -> tuple[list[Question], list[dict], dict]:
+    """A set's questions with a category, the judgement on each of its records, and what they were read from."""
+    module = _module(name)
+    found = qa.questions(module.SET, module.Knobs(path=knobs.paths.get(name), samples=knobs.samples_per_dataset), seed, f"method.paths.{name}")
+    questions, judged = [], [_judgement(each.prompt_id, name, "", why=each.why) for each in found.dropped]
+    for each in found.questions:
+        try:
+            questions.append(classify(each))
+            judged.append(_judgement(each.question_id, name, each.cluster, questions[-1].category, questions[-1].rule))
+        except Unusable as why:
+            judged.append(_judgement(each.question_id, name, each.cluster, why=str(why)))
+    source = {"fingerprint": found.fingerprint, "origin": found.origin, "records": len(judged)}
+    return questions, sorted(judged, key=lambda each: each["question_id"]), source
+
+
+def _judgement(question_id: str, source: str, cluster: str, category: str = "", rule: str = "", why: str = "") -> dict:
+    return {"question_id": question_id, "source": source, "cluster": cluster, "category": category, "rule": rule, "why": why}
+
+
+def _module(name: str):
+    return import_module(f"mamba_mi.data.{name}")
+
+
+def _identity(source: Mapping) -> dict | str:
+    """What can be told of a source without reading it: a file's fingerprint, a hub's name; its commit is not looked up again."""
+    return {key: value for key, value in source["origin"].items() if key != "commit"} or source["fingerprint"]
+
+
+def _now(knobs, name: str) -> dict | str:
+    defaults, path = _module(name).Knobs(), knobs.paths.get(name)
+    where = {"config": defaults.config, "split": defaults.split}
+    if path:
+        key = f"method.paths.{name}"
+        return local.identity(path, **where, key=key, otherwise=hub.download(defaults.hub, key))
+    return {"hub": defaults.hub, **where}
+
+
+def _differs(key: str, then: object, now: object) -> str:
+    return "the rules were others" if key == "rules" else f"{key} was {_value(then)} and is {_value(now)}"
+
+
+def _value(value: object) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def _said(source: Mapping | str) -> str:
+    return f"a file of sha256 {source[:12]}" if isinstance(source, str) else f"the hub's {source['hub']}"
