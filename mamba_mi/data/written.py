@@ -5,8 +5,11 @@ characters.
 """
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from string import Formatter
 from typing import NamedTuple
 
 from mamba_mi.data.encoding import Encoded, bos_ids, check_known, encode, encode_targets, prompt
@@ -44,6 +47,17 @@ class _Side(NamedTuple):
     target_ids: tuple[int, ...]
 
 
+def filled(template: str, **values: str) -> tuple[str, dict[str, tuple[int, int]]]:
+    """The template with its {fields} filled, and where in the text each of them stands."""
+    text, spans = "", {}
+    for literal, field, _, _ in Formatter().parse(template):
+        text += literal
+        if field is not None:
+            spans[field] = len(text), len(text) + len(values[field])
+            text += values[field]
+    return text, spans
+
+
 def pairs(records: Sequence[Written], tokenizer, bos: bool) -> tuple[list[Pair], list[Dropped]]:
     """Those whose two texts are equally many tokens and whose answers begin with different ones."""
     clean = _sides([r.clean for r in records], [r.answer for r in records], tokenizer)
@@ -60,14 +74,18 @@ def pairs(records: Sequence[Written], tokenizer, bos: bool) -> tuple[list[Pair],
                 zip(records, clean, corrupt, strict=True), make)
 
 
-def dataset(name: str, records: Sequence[Written], tokenizer, *, bos: bool, seed: int, fingerprint: str,
+def dataset(name: str, records: Sequence[Written], tokenizer, *, bos: bool, seed: int, fingerprint: str = "",
             dropped: Sequence[Dropped] = ()) -> Dataset:
-    """Every record that makes a pair, in an order drawn from the seed, and all clean texts as prompts, paired ones first."""
+    """Every record that makes a pair, in an order drawn from the seed, and all clean texts as prompts, paired ones first.
+
+    Without a `fingerprint`, which a file has, it is that of the texts and answers.
+    """
     made, left = pairs(records, tokenizer, bos)
     made = shuffled(made, seed, name)
     alone = [record for record in records if record.prompt_id in {d.prompt_id for d in left}]
     singles, useless = _alone(alone, tokenizer, bos)
     why = {d.prompt_id: d for d in (*left, *useless)}
+    fingerprint = fingerprint or hashlib.sha256(json.dumps([record[:5] for record in records]).encode()).hexdigest()
     prompts = [replace(pair.clean, wrong_id=pair.corrupt.target_id) for pair in made]
     return Dataset(name, (*prompts, *shuffled(singles, seed, name, "alone")), fingerprint, tuple(made), (*dropped, *why.values()))
 

@@ -54,9 +54,9 @@ def examples(records: Sequence[Mapping]) -> Columns:
     first: dict[tuple, Mapping] = {}
     for record in records:
         first.setdefault((record["category"], record["pattern"]), record)
-    rows = [[category, pattern, each["context"] or NOTHING, each["question"], each["expected"], _changed(each)]
+    rows = [[category, pattern, each["question"], each["expected"], _changed(each), each["context"] or NOTHING]
             for (category, pattern), each in first.items()]
-    return Columns(["level", "pattern", "facts", "question", "answer", "in the partner"], [False] * 6, rows, "")
+    return Columns(["level", "pattern", "question", "answer", "in the partner", "facts"], [False] * 6, rows, "")
 
 
 def _changed(record: Mapping) -> str:

@@ -29,7 +29,7 @@ def prompts_levels(tables: RunTables):
         _answers(axes, y, each)
     _finish(axes, levels, "commonest answer, % of prompts", named=False)
     axes.set_xlim(0, None)
-    return figure, ("A point is a prompt (jittered upwards and downwards). Facts are those that are told. "
+    return figure, ("A point is a prompt; equal ones stand on each other. Facts are those that are told. "
                     "Right: how often the commonest answer is the right one, and of how many different ones.")
 
 
