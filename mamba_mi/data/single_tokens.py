@@ -36,12 +36,12 @@ def drawn(least: int, most: int, tokenizer, seed: int, what: str) -> list[str]:
     for lo in range(0, len(order), BATCH):
         if len(found) < most:
             found += single(order[lo:lo + BATCH], tokenizer)
-    return enough(found, least, tokenizer, what)[:most]
+    return enough(found, least, tokenizer, what, ", or a smaller dataset.length or dataset.pairs")[:most]
 
 
-def enough(words: Sequence[str], n: int, tokenizer, what: str) -> list[str]:
+def enough(words: Sequence[str], n: int, tokenizer, what: str, instead: str = "") -> list[str]:
     """The words, or a UserError where there are fewer than n."""
     if len(words) < n:
         raise UserError(f"{what} needs {n} different words that are single tokens, and the model's tokenizer "
-                        f"({len(tokenizer):,} tokens) has {len(words)}; give model.tokenizer= another, or ask for less")
+                        f"({len(tokenizer):,} tokens) has {len(words)}; give a model with a larger vocabulary{instead}")
     return list(words)

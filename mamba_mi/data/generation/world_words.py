@@ -5,7 +5,7 @@ boxes, and the words of a list, in the form the models were trained on; ten pair
 """
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 from mamba_mi.data.facts import words as W
 from mamba_mi.data.facts.tasks import Draw
@@ -20,14 +20,19 @@ def of_a_person(draw: Draw, relations: tuple[str, ...], facts: int) -> Draft:
     """A held-out saying, up to its answer: what it follows from was told in training, not in the prompt. The changed words
     are the person."""
     relation = draw.one_of(relations)
-    saying = draw.one_of(world().sayings(relation, "heldout"))
-    others = [other for other in world().sayings(relation, "heldout") if other.template == saying.template
+    saying = draw.one_of(_held_out(relation))
+    others = [other for other in _held_out(relation) if other.template == saying.template
               and world().answer(other) != world().answer(saying)]
     other = draw.one_of(others)
     person = f"[{saying.subject}|{other.subject}]"
     before, after = saying.parts
     return Draft(f"{relation} of a person", f"{before}{person}{after}", "", world().answer(saying), world().answer(other),
                  _from(relation, saying), 0, facts, prompt=f"{BOS} {before}{person}{after}", cluster=person)
+
+
+@lru_cache
+def _held_out(relation: str) -> list[Saying]:
+    return world().sayings(relation, "heldout")
 
 
 def _from(relation: str, saying: Saying) -> tuple[str, ...]:
