@@ -92,6 +92,15 @@ def test_the_answer_follows_from_the_chained_facts_and_from_no_fewer(english):
                 assert answer_without(fact, question.prompt) != question.expected, (fact, question.prompt)
 
 
+def test_what_the_world_tells_once_is_the_fact_that_is_named():
+    for item in generate("world", ["long_context", "stress_test"], 100, 0):
+        question = item.question
+        [fact] = question.supporting_facts
+        key, *_, value = [word for word in fact.removesuffix(" .").split() if word not in ("in", "the")]
+        assert f" {fact} " in f" {question.context} " and value == question.expected and key in question.question.split()
+        assert question.context.split().count(value) == 1
+
+
 def test_the_recall_levels_tell_of_others_what_is_asked_of_one(english):
     """An answer that is the only word of its kind could be had without reading who it is told of."""
     for item in (item for item in english if item.pattern.startswith("people")):

@@ -7,9 +7,13 @@ from mamba_mi.config import UserError
 from mamba_mi.data import batches, facts, load
 from mamba_mi.data.generation.words import NAMES
 from mamba_mi.data.greater_than import endings
-from mamba_mi.data.single_tokens import single
+from mamba_mi.data.single_tokens import single as one_token
 from mamba_mi.data.toy import TASKS
+from mamba_mi.experiments import Setting, knobs_of
+from mamba_mi.experiments.patching import Patching
+from mamba_mi.measure.selection import select
 from tests.oracles import prompts as solver
+from tests.small import small
 
 from .conftest import train_bpe
 
@@ -128,9 +132,23 @@ def test_an_ending_is_right_where_it_is_later_and_the_partners_is_not(reader):
 
 
 def test_single_tokens_are_those_of_the_tokenizer(reader):
-    found = single(["river", "qqzzxqj", "garden"], reader)
+    found = one_token(["river", "qqzzxqj", "garden"], reader)
     assert found == ["river", "garden"] and all(len(reader(f" {word}")["input_ids"]) == 1 for word in found)
-    assert single(["Anna", "Paul"], facts.tokenizer()) == []
+    assert one_token(["Anna", "Paul"], facts.tokenizer()) == []
+
+
+@pytest.mark.parametrize("name", ["ioi", "greater_than"])
+def test_patching_the_subject_at_the_embedding_makes_one_side_the_other(words, name):
+    lm = small("mamba2", vocab_size=len(words))
+    lm.tokenizer = words
+    found = select(lm, load({"name": name}, words, 0), n=8, only_correct=False, pairs=True, seed=0, size=8)
+    experiment = Patching(knobs_of(Patching, {"name": "patching", "sites": ["resid"], "roles": ["subject", "S2" if name == "ioi" else "century"]}),
+                          lm, Setting(0, 1 << 30))
+    rows = [row for batch in batches(found.items, 8) for row in experiment.step(batch).to_pylist() if row["layer"] == 0]
+    asked = [row for row in rows if row["metric"] == "logit_difference" and row["role"] in ("subject", "S2")]
+    assert len(asked) >= 16 and all(row["value"] == pytest.approx(row["full"], abs=1e-9) for row in asked)
+    assert any(abs(row["full"] - row["baseline"]) > 1e-3 for row in asked)
+    assert all(row["value"] == row["baseline"] for row in rows if row["role"] == "century")
 
 
 @pytest.mark.parametrize(("knobs", "message"), [
