@@ -9,14 +9,14 @@ word.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from mamba_mi.config import UserError
-from mamba_mi.data.encoding import Encoded, bos_ids, check_known, encode, encode_targets, following, prompt
+from mamba_mi.data import written
+from mamba_mi.data.encoding import following
 from mamba_mi.data.pairing import shuffled
-from mamba_mi.data.prompt import Dataset, Dropped, Pair
+from mamba_mi.data.prompt import Dataset
 from mamba_mi.data.reading import (
     Unusable,
     columns_of,
@@ -27,7 +27,8 @@ from mamba_mi.data.reading import (
     sift,
     text_of,
 )
-from mamba_mi.data.spans import is_role, token_span
+from mamba_mi.data.spans import is_role
+from mamba_mi.data.written import Written
 
 COLUMNS = ("clean", "corrupt", "answer", "wrong_answer")
 OPTIONAL = ("spans", "corrupt_spans", "id", "cluster", "subject", "template")
@@ -44,23 +45,6 @@ class Knobs:
     bos: bool = False
 
 
-class _Record(NamedTuple):
-    prompt_id: str
-    clean: str
-    corrupt: str
-    answer: str
-    wrong_answer: str
-    spans: dict[str, tuple[int, int]]  # characters
-    corrupt_spans: dict[str, tuple[int, int]]
-    cluster: str
-    template: str
-
-
-class _Side(NamedTuple):
-    tokens: Encoded
-    target_ids: tuple[int, ...]
-
-
 def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     """Every usable pair, in an order drawn from the seed; `prompts` are the clean sides in that order."""
     if not knobs.path:
@@ -72,8 +56,8 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     seen: set[tuple] = set()
     records, dropped = sift(ids, [str(row.get("clean") or "") for row in rows], zip(ids, rows, strict=True),
                             lambda item: _record(*item, seen))
-    pairs, more = _pairs(records, tokenizer, knobs.bos)
-    pairs = tuple(shuffled(pairs, seed, "pairs of the file"))
+    made, more = written.pairs(records, tokenizer, knobs.bos)
+    pairs = tuple(shuffled(made, seed, "pairs of the file"))
     where = {prompt_id: row for row, prompt_id in enumerate(ids)}
     dropped = tuple(sorted([*dropped, *more], key=lambda d: where[d.prompt_id]))
     return Dataset("pairs", tuple(pair.clean for pair in pairs), fingerprint(knobs.path), pairs, dropped)
@@ -105,12 +89,12 @@ def _ids(rows: list[dict], source: str) -> list[str]:
     return ids
 
 
-def _record(prompt_id: str, row: dict, seen: set[tuple]) -> _Record:
+def _record(prompt_id: str, row: dict, seen: set[tuple]) -> Written:
     clean, corrupt, answer, wrong = texts = tuple(text_of(row, column) for column in COLUMNS)
     if texts in seen:
         raise Unusable("an earlier record is the same")
     seen.add(texts)
-    return _Record(prompt_id, clean, corrupt, following(clean, answer), following(corrupt, wrong),
+    return Written(prompt_id, clean, corrupt, following(clean, answer), following(corrupt, wrong),
                    _char_spans(row, "spans", clean), _char_spans(row, "corrupt_spans", corrupt),
                    str(row.get("cluster") or row.get("subject") or ""), str(row.get("template") or ""))
 
@@ -137,53 +121,3 @@ def _char_span(name: str, span: Any, column: str, text: str) -> tuple[int, int]:
     if not whole or not 0 <= span[0] < span[1] <= len(text):
         raise Unusable(f"{column}: {name!r} is not [start, end] within the text's characters")
     return span[0], span[1]
-
-
-def _pairs(records: Sequence[_Record], tokenizer, bos: bool) -> tuple[list[Pair], list[Dropped]]:
-    clean = _sides([r.clean for r in records], [r.answer for r in records], tokenizer)
-    corrupt = _sides([r.corrupt for r in records], [r.wrong_answer for r in records], tokenizer)
-    before = bos_ids(tokenizer, bos)
-
-    def make(item: tuple[_Record, _Side, _Side]) -> Pair:
-        for what, side in zip(("clean", "corrupt"), item[1:], strict=True):
-            check_known(side.tokens.ids, tokenizer, what)
-            check_known(side.target_ids, tokenizer, f"the answer to {what}")
-        return _pair(*item, before)
-
-    return sift([r.prompt_id for r in records], [r.clean for r in records],
-                zip(records, clean, corrupt, strict=True), make)
-
-
-def _sides(texts: list[str], answers: list[str], tokenizer) -> list[_Side]:
-    encoded = encode(texts, tokenizer)
-    return list(map(_Side, encoded, encode_targets(texts, encoded, answers, tokenizer)))
-
-
-def _pair(record: _Record, clean: _Side, corrupt: _Side, bos: tuple[int, ...]) -> Pair:
-    if len(clean.tokens.ids) != len(corrupt.tokens.ids):
-        raise Unusable("clean and corrupt differ in their number of tokens")
-    if clean.target_ids[0] == corrupt.target_ids[0]:
-        raise Unusable("answer and wrong_answer begin with the same token")
-    spans = _token_spans(record, clean.tokens, corrupt.tokens)
-    start, end = spans["subject"]
-    lo, hi = clean.tokens.offsets[start][0], clean.tokens.offsets[end - 1][1]
-    common = {"bos": bos, "cluster": record.cluster or record.clean[lo:hi].strip(),
-              "template": record.template or f"{record.clean[:lo]}{{}}{record.clean[hi:]}"}
-    return Pair(
-        prompt(record.prompt_id, record.clean, clean.tokens.ids, record.answer,
-               clean.target_ids, spans, **common),
-        prompt(f"{record.prompt_id}-corrupt", record.corrupt, corrupt.tokens.ids, record.wrong_answer,
-               corrupt.target_ids, spans, **common))
-
-
-def _token_spans(record: _Record, clean: Encoded, corrupt: Encoded) -> dict[str, tuple[int, int]]:
-    """The spans of both sides: a pair has one layout, so corrupt_spans can only confirm it."""
-    differ = [i for i, (a, b) in enumerate(zip(clean.ids, corrupt.ids, strict=True)) if a != b]
-    if not differ:
-        raise Unusable("clean and corrupt are the same tokens")
-    spans = {name: token_span(clean.offsets, *span) for name, span in record.spans.items()}
-    spans.setdefault("subject", (differ[0], differ[-1] + 1))
-    for name, span in record.corrupt_spans.items():
-        if spans.get(name) != token_span(corrupt.offsets, *span):
-            raise Unusable(f"corrupt_spans: {name!r} is on other tokens than in clean")
-    return spans

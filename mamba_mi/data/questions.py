@@ -75,7 +75,7 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
         check_known(target_ids, tokenizer, "the answer")
         if longest is not None and len(before) + len(tokens.ids) > longest:
             raise Unusable(f"the prompt is longer than {longest} tokens")
-        spans = {name: token_span(tokens.offsets, *where) for name, where in _characters(each).items()}
+        spans = {name: token_span(tokens.offsets, *where) for name, where in characters(each).items()}
         return prompt(each.question_id, each.prompt, tokens.ids, target, target_ids, spans, bos=before,
                       cluster=each.cluster or each.question_id, template=each.category or each.source, source=each.record())
 
@@ -83,7 +83,7 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
     return sift([each.question_id for each in questions], texts, items, make)
 
 
-def _characters(each: Question) -> dict[str, tuple[int, int]]:
+def characters(each: Question) -> dict[str, tuple[int, int]]:
     """Where the facts and the last question stand in the prompt, where they do."""
     found = {"facts": (each.prompt.find(each.context), len(each.context)),
              "question": (each.prompt.rfind(each.question), len(each.question))}

@@ -88,7 +88,10 @@ class Store:
         files.write_json(self.folder / name, obj)
 
     def write_artefact(self, name: str, value: object) -> None:
-        """artifacts/<name>.safetensors for a mapping of tensors, .parquet for a table, .json for anything else."""
+        """artifacts/<name>.safetensors for a mapping of tensors, .parquet for a table, .json for anything else; a name that
+        ends in .csv is a text's own."""
+        if isinstance(value, str) and name.endswith(".csv"):
+            return self.write_text(f"artifacts/{name}", value)
         if isinstance(value, pa.Table):
             return self.write_bytes(f"artifacts/{name}.parquet", parquet_bytes(value))
         tensors = isinstance(value, dict) and value and all(hasattr(x, "storage") for x in value.values())

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mamba_mi.data.alignment import aligned
+from mamba_mi.data.questions import CATEGORIES
 from mamba_mi.experiments.heatmap import Heatmap, mean_by_role
 from mamba_mi.measure.effects import effects
 from mamba_mi.measure.summary import summarise
@@ -169,6 +170,17 @@ def paths_effects(scale=1e-7, n=80) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def generated_levels(n=20) -> tuple[dict, pa.Table]:
+    """artifacts/generation.json of six levels and the effects that count their prompts."""
+    levels = [{"level": category.lower(), "category": category, "n": n, "answers": {"red": n // 4, "blue": n - n // 4}}
+              for category in CATEGORIES[:6]]
+    rows = [(f"{each['level']}-{i}", each["level"], metric, 2 + number + i % 3 + 20 * (metric == "words"))
+            for number, each in enumerate(levels) for i in range(n) for metric in ("facts", "words")]
+    ids, tasks, metrics, values = zip(*rows)
+    return {"lexicon": "english", "seed": 0, "levels": levels}, effects({
+        "prompt_id": ids, "task": tasks, "metric": metrics, "value": values, "baseline": [0] * len(rows)})
+
+
 def comparison(off: float = 0.0) -> dict:
     """artifacts/reproduce.json of eleven knockouts at ten starts, of logit differences and of a mean; one number is off."""
     random, names = np.random.default_rng(2), ("query", "source", "timescale", "window_start")
@@ -193,7 +205,7 @@ def comparison(off: float = 0.0) -> dict:
 
 
 def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", curve=None, effects=None, compared=None, classified=None,
-              prompts=None, tokens=None) -> Path:
+              generation=None, prompts=None, tokens=None) -> Path:
     """A run's folder as `runs` leaves it; without effects and tokens unless given."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model": {"name": model}, "dataset": {"name": dataset, "n": 200, "only_correct": True},
@@ -214,6 +226,8 @@ def write_run(folder: Path, summary: list[dict], model="tiny", dataset="facts", 
         (folder / "artifacts" / "training_curve.json").write_text(json.dumps(curve))
         told = {"tokens": 2_457_600, "unigram": {"nats_per_token": 6.7}, "validation": {"documents": 183}, "speed": {"measured_peak": 5.1e10}}
         (folder / "artifacts" / "training_info.json").write_text(json.dumps(told))
+    if generation is not None:
+        (folder / "artifacts" / "generation.json").write_text(json.dumps(generation))
     if compared is not None:
         (folder / "artifacts" / "reproduce.json").write_text(json.dumps(compared))
     if classified is not None:

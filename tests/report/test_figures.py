@@ -15,6 +15,7 @@ from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 from .synthetic import (
     comparison,
     corpus_summary,
+    generated_levels,
     heads_summary,
     heatmap_measured,
     heatmap_summary,
@@ -54,8 +55,20 @@ def test_every_name_of_the_catalogue_draws(run):
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
         kept = heatmap_measured() if name.startswith("heatmap") else {"effects": paths_effects()} if name == "paths_violins" else {}
+        if name == "prompts_levels":
+            kept = dict(zip(("generation", "effects"), generated_levels()))
         figure, caption = draw(name, run(summary, curve=training_curve(), compared=comparison(), classified=classified_account(), **kept)[1])
         assert figure.axes and len(caption) > 40
+
+
+def test_a_generated_prompt_is_a_point_and_a_level_a_row(run):
+    generation, counts = generated_levels(n=20)
+    found = panels(draw("prompts_levels", run(patching_summary(2, 1), generation=generation, effects=counts)[1])[0])
+    for metric, low in (("facts", 2), ("words", 22)):
+        points = [line.get_xydata() for line in found[metric].lines]
+        assert [len(xy) for xy in points] == [20] * 6 and [{*xy[:, 0]} for xy in points] == [{low + y, low + y + 1, low + y + 2} for y in range(6)]
+        assert all((abs(xy[:, 1] - y) < 0.5).all() and len({tuple(at) for at in xy.round(2)}) == 20 for y, xy in enumerate(points))
+    assert [bar.get_width() for bar in found["answers"].patches] == [75] * 6
 
 
 def test_an_unknown_figure_raises_with_the_list(run):
@@ -184,6 +197,7 @@ SPANS = ("none", "last", "random", "beyond_conv", "key", "key+1", "value", "valu
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
          "classified": (training_summary, ("classified_questions",)),
+         "prompts": (training_summary, ("prompts_levels",)),
          "paths": (paths_summary, ("paths_violins",)),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
@@ -206,6 +220,8 @@ def test_every_figure_is_among_those_whose_text_is_looked_at():
 def test_no_text_is_clipped_or_overlaps(run, kind):
     summary, names = DRAWN[kind]
     kept = HEATMAPS.get(kind, {"effects": paths_effects()} if kind == "paths" else {})
+    if kind == "prompts":
+        kept = dict(zip(("generation", "effects"), generated_levels(100)))
     tables = run(summary(), model="mamba2-1.3b", curve=training_curve(), compared=comparison(0.1), classified=classified_account(), **kept)[1]
     for name in names:
         figure, _ = draw(name, tables)

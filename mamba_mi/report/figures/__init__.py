@@ -24,6 +24,7 @@ from mamba_mi.report.figures.patching_heads import patching_heads
 from mamba_mi.report.figures.patching_map import patching_map
 from mamba_mi.report.figures.patching_subspace import patching_subspace
 from mamba_mi.report.figures.paths_violins import paths_violins
+from mamba_mi.report.figures.prompts import prompts_levels
 from mamba_mi.report.figures.reproduce import reproduce_curves, reproduce_scatter
 from mamba_mi.report.figures.style import STYLE
 from mamba_mi.report.figures.training import training_curve, training_recall
@@ -52,6 +53,7 @@ CATALOGUE = {
     "info_flow_splits": Figure("change of p by where the subject stands", info_flow_splits),
     "info_flow_timescales": Figure("change of p by slow, mid and fast heads", info_flow_timescales),
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
+    "prompts_levels": Figure("facts and words of generated prompts, level by level", prompts_levels),
     "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
     "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),
     "classified_questions": Figure("data set x category, questions kept of those found", classified_questions),
