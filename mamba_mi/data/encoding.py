@@ -71,15 +71,16 @@ def _ids(texts: list[str], tokenizer) -> list[tuple[int, ...]]:
 def bos_ids(tokenizer, bos: bool) -> tuple[int, ...]:
     """What to put before every prompt: nothing, or the BOS, or without one the mark between documents.
 
-    The state-spaces models were trained with `<|endoftext|>` between documents; a bare tokenizer.json names
-    no BOS.
+    The state-spaces models were trained with `<|endoftext|>` between documents, the embedded ones with `<bos>`;
+    a bare tokenizer.json names no BOS.
     """
     if not bos:
         return ()
     if tokenizer.bos_token_id is not None:
         return (tokenizer.bos_token_id,)
-    if DOCUMENT_MARK in tokenizer.get_vocab():
-        return (tokenizer.get_vocab()[DOCUMENT_MARK],)
+    for mark in (DOCUMENT_MARK, "<bos>"):
+        if mark in tokenizer.get_vocab():
+            return (tokenizer.get_vocab()[mark],)
     raise UserError(f"dataset.bos=true: the tokenizer names no BOS token and has no {DOCUMENT_MARK}; "
                     "use dataset.bos=false")
 

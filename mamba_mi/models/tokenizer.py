@@ -25,8 +25,10 @@ def _from_file(path: Path):
     from transformers import PreTrainedTokenizerFast
 
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), model_input_names=["input_ids", "attention_mask"])
+        model = json.loads(path.read_text(encoding="utf-8")).get("model") or {}
+        # or the class knows of none, and words outside the vocabulary would be taken for known ones
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), unk_token=model.get("unk_token"),
+                                       model_input_names=["input_ids", "attention_mask"])
     except Exception as e:  # the Rust loader raises bare Exception
         raise UserError(f"model.tokenizer={path}: not a tokenizer.json ({type(e).__name__}: {_first_line(e)})") from None
 
