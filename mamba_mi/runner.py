@@ -118,6 +118,9 @@ def build(settings: Mapping) -> Built:
     kind = experiments.get(settings["method"]["name"])
     knobs = experiments.knobs_of(kind, settings["method"])
     _check_reference(kind, settings)
+    if kind.right_and_wrong and settings["dataset"]["only_correct"]:
+        raise UserError(f"dataset.only_correct=true: method={settings['method']['name']} counts right and wrong answers; give "
+                        f"experiment={settings['method']['name']}, or dataset.only_correct=false")
     _prepare(settings["threads"])
     seed = settings["seed"]
     lm = _model(kind, settings)

@@ -44,7 +44,8 @@ class Experiment:
     `needs` is "pairs", "prompts" or "nothing": what the runner selects from the data set and hands to `step`.
     `conditions` are the columns that make a cell of the summary, `normalised` maps a metric to its ratio's name.
     `train_size` items of subjects that are not measured are kept for `fit`. A `summary_only` run is one job of many
-    that make one result: it draws no figures and no report. A module whose name starts with _ is part of another.
+    that make one result: it draws no figures and no report. `right_and_wrong` prompts are what it counts, so the runner
+    refuses to choose those that the model gets right. A module whose name starts with _ is part of another.
     """
 
     Knobs: ClassVar[type]
@@ -58,6 +59,7 @@ class Experiment:
     same_template: ClassVar[bool] = True  # whether a pair's two prompts share their template
     summary_only: ClassVar[bool] = False
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
+    right_and_wrong: ClassVar[bool] = False
     compares: ClassVar[bool] = False  # with published numbers, those that reference= names
 
     def __init__(self, knobs, lm, setting: Setting):

@@ -12,6 +12,7 @@ from matplotlib import style as matplotlib_style
 from matplotlib.figure import Figure as Sheet
 
 from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.report.figures.evaluate import capability_profile
 from mamba_mi.report.figures.info_flow import info_flow
 from mamba_mi.report.figures.info_flow_bands import info_flow_bands, info_flow_splits, info_flow_timescales
 from mamba_mi.report.figures.info_flow_smear import info_flow_smear
@@ -50,6 +51,7 @@ CATALOGUE = {
     "info_flow_splits": Figure("change of p by where the subject stands", info_flow_splits),
     "info_flow_timescales": Figure("change of p by slow, mid and fast heads", info_flow_timescales),
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
+    "capability_profile": Figure("right answers by category, in three metrics, beside shuffled answers", capability_profile),
     "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
     "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),
     "training_curve": Figure("loss, learning rate and speed over training steps", training_curve),
