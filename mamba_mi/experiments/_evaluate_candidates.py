@@ -18,6 +18,14 @@ RELATIONS = {"born": "place of birth", "job": "profession", "instrument": "instr
              "in_country": "country of a city", "capital": "capital", "language": "language of a country", "money": "currency",
              "birth_country": "country of birth (two facts)", "mother_tongue": "mother tongue (three facts)",
              "mqar4": "recall among 4 pairs", "mqar8": "recall among 8 pairs", "box": "what is in a box", "repeat": "a repeated list"}
+WIKIDATA = {  # CounterFact's, whose own names differ from sentence to sentence
+    "P101": "field of work", "P103": "mother tongue", "P106": "occupation", "P108": "employer", "P127": "owner", "P1303": "instrument",
+    "P131": "located in (place)", "P136": "genre", "P138": "named after", "P140": "religion", "P1412": "language spoken",
+    "P159": "headquarters", "P17": "country", "P176": "manufacturer", "P178": "developer", "P19": "place of birth", "P190": "twin city",
+    "P20": "place of death", "P264": "record label", "P27": "citizenship", "P276": "location", "P30": "continent", "P36": "capital",
+    "P364": "original language", "P37": "official language", "P39": "position held", "P407": "language of a work",
+    "P413": "position played", "P449": "first broadcaster", "P463": "member of", "P495": "country of origin", "P641": "sport",
+    "P740": "founded in (place)", "P937": "place of work"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ def candidates(parts: Mapping[str, Dataset], most: int | None) -> Candidates:
 
 def category(prompt: Prompt, otherwise: str) -> str:
     """The record's category, else its relation, else the template's, else the data set's name."""
-    named = prompt.source.get("category") or prompt.source.get("relation")
+    number = prompt.source.get("relation_id")
+    named = prompt.source.get("category") or WIKIDATA.get(number, number) or prompt.source.get("relation")
     if named:
         return str(named).replace("{}", "…")
     stem, _, number = prompt.template.rpartition("-")

@@ -10,6 +10,7 @@ ALL = "all categories"
 NOTHING, SHUFFLED, CLEAN = "nothing", "shuffled answers", "clean run"  # what a row's value is compared with
 KINDS = {"custom": "custom prompts", "dataset": "prompts of the data set"}
 FEW = 10  # prompts of a category under which its share says little
+MOST = 8  # categories named in a sentence
 EACH, LONG = 2, 64  # examples of a category, and characters of a text in them
 PASSED = {"\n": "a new line", " ": "the next word"}
 
@@ -69,7 +70,7 @@ def _of_kind(kind: str, rows: Mapping, summary) -> list[str]:
     told = [f"Of the {what}, the model answers {_share(whole)} rightly, word for word.{by_chance}",
             f"The right answer's first token is its first choice on {_share(first)}; in F1, which also counts an answer that is right "
             f"in part, it reaches {_mean(f1)}."]
-    return [*told, *_best_and_worst(kind, rows), *_no_better(kind, rows, summary), *_troubles(what, whole)]
+    return [*told, *_best_and_worst(kind, rows), *_by_chance(kind, rows, summary), *_troubles(what, whole)]
 
 
 def _best_and_worst(kind: str, rows: Mapping) -> list[str]:
@@ -82,20 +83,20 @@ def _best_and_worst(kind: str, rows: Mapping) -> list[str]:
     return [f"Most is right in {best!r}: {_share(high)}; least in {worst!r}: {_share(low)}."]
 
 
-def _no_better(kind: str, rows: Mapping, summary) -> list[str]:
+def _by_chance(kind: str, rows: Mapping, summary) -> list[str]:
     tested = against_shuffled(summary)
-    names = [repr(name) for (of, name), row in rows.items() if of == kind and name != ALL
-             and not _better(row, tested.get((of, name)))]
+    names = [name for (of, name), row in rows.items() if of == kind and name != ALL
+             and _no_better_than_shuffled(row, tested.get((of, name)))]
     if not names:
         return []
-    return [f"No better than shuffled answers, as far as can be told from so few prompts: {', '.join(names)}. What is right there may be "
+    return [f"No better than shuffled answers, as far as can be told from so few prompts: {_names(names)}. What is right there may be "
             "chance, or a word the model says to everything."]
 
 
-def _better(row: Mapping, test: Mapping | None) -> bool:
-    """By the permutation test; where runs were put together, by the paired one."""
+def _no_better_than_shuffled(row: Mapping, test: Mapping | None) -> bool:
+    """By the permutation test; where runs were put together, by the paired one. What was not tested is not said to be so."""
     p = row.get("p_shuffled", test and test["p_adjusted"])
-    return p is not None and p < ALPHA and (test is None or test["mean"] > 0)
+    return p is not None and (p >= ALPHA or test["mean"] <= 0)
 
 
 def _troubles(what: str, whole: Mapping) -> list[str]:
@@ -108,8 +109,8 @@ def _troubles(what: str, whole: Mapping) -> list[str]:
 def _interventions(summary) -> list[str]:
     rows = [row for row in summary if row["metric"] == "exact_match" and row["conditions"]["category"] == ALL
             and row["conditions"]["against"] == CLEAN]
-    return [f"Under the interventions, {_points(row)} of the {KINDS[row['conditions']['prompts']]} are answered rightly "
-            f"(n = {row['n']}; p {equals(row['p'])})." for row in rows]
+    return [f"The interventions change the share of the {KINDS[row['conditions']['prompts']]} that is answered rightly by {_points(row)} "
+            f"points (n = {row['n']}; p {equals(row['p'])})." for row in rows]
 
 
 def caveats(summary: Sequence[Mapping], most: int) -> list[str]:
@@ -118,8 +119,8 @@ def caveats(summary: Sequence[Mapping], most: int) -> list[str]:
     n = min((row["n"] for (_, name), row in rows.items() if name == ALL), default=0)
     small = [name for (_, name), row in rows.items() if name != ALL and row["n"] < FEW]
     alone = [name for key, row in rows.items() for name in key[1:] if row.get("control_mean") is None and name != ALL]
-    told = [f"Fewer than {FEW} prompts: {', '.join(map(repr, small))}. Read their shares with their intervals or not at all."] if small else []
-    told += [f"Nothing to shuffle with: {', '.join(map(repr, alone))}, each with one prompt."] if alone else []
+    told = [f"Fewer than {FEW} prompts: {_names(small)}. Read their shares with their intervals or not at all."] if small else []
+    told += [f"Nothing to shuffle with: {_names(alone)}, each with one prompt."] if alone else []
     return [*too_few(n), *told,
             "A whole answer is compared without case, punctuation, articles and spare spaces, with every right answer that is named, and "
             "never looked for inside a longer text: one that goes on after the right word is wrong as a whole, and partly right in F1.",
@@ -164,6 +165,11 @@ def against_shuffled(summary) -> dict[tuple[str, str], Mapping]:
             if row["metric"] == "exact_match" and row["conditions"]["against"] == SHUFFLED}
 
 
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return f"{', '.join(map(repr, names[:MOST]))}{more}"
+
+
 def _ends(row: Mapping) -> tuple[float | None, float | None]:
     """Wilson's interval of what was counted; where runs were put together, the one over clusters."""
     return row.get("wilson_low", row["ci_low"]), row.get("wilson_high", row["ci_high"])
@@ -183,7 +189,7 @@ def _mean(row: Mapping) -> str:
 
 def _points(row: Mapping) -> str:
     between = "" if row["ci_low"] is None else f" [{number(100 * row['ci_low'])}, {number(100 * row['ci_high'])}]"
-    return f"{number(100 * row['mean'])}{between} points more" if row["mean"] >= 0 else f"{number(-100 * row['mean'])} points fewer"
+    return f"{number(100 * row['mean'])}{between}"
 
 
 def _judged(row: Mapping) -> str:

@@ -15,14 +15,13 @@ from mamba_mi.report.words import number
 METRICS = {"first_token": ("first token", style.SUBJECT, "o"), "exact_match": ("whole answer, exactly", style.SUFFICIENCY_INK, "D"),
            "f1": ("words in common (F1)", style.LAST, "s")}
 ROW, WIDTH, APART = 0.42, 4.2, 0.24  # inches a category and the axes are wide; how far apart its dots are, of a row
-LONGEST = 44  # characters of a category's name
+LONGEST, MOST = 44, 40  # characters of a category's name; categories of a panel
 
 
 def capability_profile(tables: RunTables):
     """A panel for custom prompts and one for the data set's; a row a category, with every metric's dot and interval."""
-    found = {metric: levels(tables.summary, metric) for metric in METRICS}
-    kinds = {kind: [name for of, name in found["exact_match"] if of == kind] for kind in KINDS}
-    kinds = {kind: names for kind, names in kinds.items() if names}
+    found = {metric: levels(tables.rows(metric), metric) for metric in METRICS}
+    kinds = {kind: names for kind in KINDS if (names := _shown(found["exact_match"], kind))}
     left = 0.35 + 0.066 * max(len(_short(name)) for names in kinds.values() for name in names)
     figure = style.sheet(left + WIDTH + 1.25, 0.85 + sum(0.75 + ROW * len(names) for names in kinds.values()))
     style.heading(figure, 0.15, "Capability profile", tables.config["model"]["name"])
@@ -37,7 +36,20 @@ def capability_profile(tables: RunTables):
                   handletextpad=0.3, columnspacing=1.2)
     return figure, ("Share of answers that are right, by category. Lines are 95% intervals: Wilson's of first tokens and whole answers, a "
                     "bootstrap over clusters of F1. Grey: the same answers held against other prompts' right answers, the middle 95% of "
-                    "random orders (whole answer); a dot beyond it is more than one word said to everything.")
+                    "random orders (whole answer); a dot beyond it is more than one word said to everything."
+                    f"{_rest(found['exact_match'], kinds)}")
+
+
+def _shown(rows: Mapping[tuple[str, str], Mapping], kind: str) -> list[str]:
+    """All categories, or of very many those with the most prompts; in the order of the rows."""
+    names = [name for of, name in rows if of == kind]
+    largest = sorted(names, key=lambda name: -rows[kind, name]["n"])[:MOST + 1]  # the whole is the first of them
+    return [name for name in names if name in largest]
+
+
+def _rest(rows: Mapping, kinds: Mapping[str, list[str]]) -> str:
+    left = len([key for key in rows if key[1] not in kinds[key[0]]])
+    return f" {left} categories with fewer prompts are in summary.json alone." if left else ""
 
 
 def _panel(axes: Axes, names: list[str], found: Mapping[str, list[Mapping]]) -> None:
