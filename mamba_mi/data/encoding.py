@@ -72,8 +72,8 @@ def _ids(texts: list[str], tokenizer) -> list[tuple[int, ...]]:
 def bos_ids(tokenizer, bos: bool) -> tuple[int, ...]:
     """What to put before every prompt: nothing, or the BOS, or without one the first of MARKS in the vocabulary.
 
-    The state-spaces models were trained with `<|endoftext|>` between documents; a bare tokenizer.json names
-    no BOS.
+    The state-spaces models were trained with `<|endoftext|>` between documents, the embedded ones with `<bos>`;
+    a bare tokenizer.json names no BOS.
     """
     if not bos:
         return ()

@@ -34,7 +34,7 @@ def sift(ids: Sequence[str], texts: Sequence[str], items: Iterable,
 
 
 def read_records(path: str, key: str = "dataset.path", otherwise: str = "") -> list[dict[str, Any]]:
-    """The records of a .parquet, .jsonl, .json (a list) or .csv (with a header, UTF-8) file.
+    """The records of a .parquet, .jsonl, .json or .yaml (a list) or .csv (with a header, UTF-8) file.
 
     `key` is what the user set to the path, `otherwise` what else could be done where there is no such file.
     """
@@ -135,7 +135,26 @@ def _jsonl(file: Path) -> list[dict]:
 
 
 def _json(file: Path) -> list[dict]:
-    content = json.loads(file.read_text(encoding="utf-8-sig") or "[]")
+    return _list_of_records(json.loads(file.read_text(encoding="utf-8-sig") or "[]"))
+
+
+def _yaml(file: Path) -> list[dict]:
+    """Every value as the text that is written: `no`, `1990` and `1.10` are answers, not false, a number and 1.1."""
+    import yaml
+
+    class Texts(yaml.SafeLoader):
+        yaml_implicit_resolvers = {first: [(tag, form) for tag, form in known if tag.endswith(":null")]
+                                   for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    try:
+        return _list_of_records(yaml.load(file.read_text(encoding="utf-8-sig"), Loader=Texts) or [])
+    except yaml.MarkedYAMLError as e:
+        where = f"line {e.problem_mark.line + 1}: " if e.problem_mark else ""
+        raise ValueError(f"{where}{e.problem or e.context}") from None
+    except yaml.YAMLError as e:  # a character that no YAML file may hold
+        raise ValueError(str(e).splitlines()[0]) from None
+
+
+def _list_of_records(content: Any) -> list[dict]:
     if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
         raise ValueError("not a list of records")
     return content
@@ -163,4 +182,4 @@ def _csv(file: Path) -> list[dict]:
     return records
 
 
-READERS = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _json, ".csv": _csv}
+READERS = {".parquet": _parquet, ".jsonl": _jsonl, ".json": _json, ".yaml": _yaml, ".yml": _yaml, ".csv": _csv}

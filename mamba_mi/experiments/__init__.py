@@ -50,7 +50,8 @@ class Experiment:
     `needs` is "pairs", "prompts" or "nothing": what the runner selects from the data set and hands to `step`.
     `conditions` are the columns that make a cell of the summary, `normalised` maps a metric to its ratio's name.
     `train_size` items of subjects that are not measured are kept for `fit`. A `summary_only` run is one job of many
-    that make one result: it draws no figures and no report. A module whose name starts with _ is part of another.
+    that make one result: it draws no figures and no report. `right_and_wrong` prompts are what it counts, so the runner
+    refuses to choose those that the model gets right. A module whose name starts with _ is part of another.
     """
 
     Knobs: ClassVar[type]
@@ -66,6 +67,7 @@ class Experiment:
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
     of_one_model: ClassVar[bool] = True  # False: it takes its models itself, whatever model= names
     parallel: ClassVar[bool] = False  # whether torchrun may start it in several processes
+    right_and_wrong: ClassVar[bool] = False
     compares: ClassVar[bool] = False  # with published numbers, those that reference= names
 
     def __init__(self, knobs, lm, setting: Setting):

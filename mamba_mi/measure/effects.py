@@ -18,7 +18,7 @@ CONDITIONS = {  # column: type, in the order they are written and sorted
     "query": pa.string(), "source": pa.string(), "conv": pa.string(), "span": pa.string(), "timescale": pa.string(),
     "window_start": pa.int32(), "window_size": pa.int32(), "split": pa.string(), "path": pa.string(),
     "draw": pa.int32(), "seed": pa.int32(), "step": pa.int64(), "task": pa.string(), "variant": pa.string(),
-    "dataset": pa.string(), "category": pa.string(),
+    "dataset": pa.string(), "prompts": pa.string(), "category": pa.string(), "against": pa.string(),
 }
 PREDICTION = "prediction"  # a metric whose value is a token id: kept with the others, never averaged
 NUMBERS = ("value", "baseline", "full")

@@ -29,7 +29,7 @@ def _only_in_the_report(row: Mapping) -> set[str]:
     """An adjusted p replaces the plain one: it is the one to judge by."""
     uncorrected = {"p", "p_bh"} if row.get("p_adjusted") is not None else set()
     of_controls = {key for key in row if key.startswith("control_") and key != "control_p"} | {"draws"}
-    return {"n_clusters", "effect_size", "excluded"} | uncorrected | of_controls
+    return {"n_clusters", "effect_size", "excluded", "first_token", "f1"} | uncorrected | of_controls
 
 
 def config_tree(cfg: Mapping) -> Tree:

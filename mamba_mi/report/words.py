@@ -35,7 +35,7 @@ HEADINGS = {"n_clusters": "clusters", "mean": "mean [95% interval]", "effect_siz
             "window_size": "window", "window_start": "start", "p_adjusted": "p (max-T)", "p_bh": "p (BH)", "p_tost": "p (TOST)",
             "control_p": "p (control)",
             "control_p_covariance": "p (covariance)", "control_p_rescaled": "p (rescaled)", "control_mean": "control mean",
-            "control_low": "2.5%", "control_high": "97.5%", "control_match": "match"}
+            "f1": "F1", "p_shuffled": "p (shuffled)", "control_low": "2.5%", "control_high": "97.5%", "control_match": "match"}
 
 
 def number(x: float | None, decimals: int = 2) -> str:

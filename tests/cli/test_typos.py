@@ -2,7 +2,7 @@
 import pytest
 
 TYPOS = [  # words of the command, what the line must hold
-    ("experiment=patchign", ["experiment=patchign", "causal_tracing, classify, compare_paths, construct, heatmap, info_flow, models, patching, prompts, reproduce, subspace, train", "did you mean 'patching'?"]),
+    ("experiment=patchign", ["experiment=patchign", "causal_tracing, classify, compare_paths, construct, evaluate, heatmap, info_flow, models, patching, prompts, reproduce, subspace, train", "did you mean 'patching'?"]),
     ("reference=publishd", ["knockout-130m, mamba2-1.3b-gold, none, published", "did you mean 'published'?"]),
     ("reference=null", ["reference=null", "published"]),
     ("experiment=reproduce reference.pth=a.json", ["reference.pth", "did you mean 'path'?"]),

@@ -21,7 +21,7 @@ def options(group: str) -> list[str]:
 
 
 PRESETS = {"subspace": "patching", "causal_tracing": "patching"}  # an experiment of its own name otherwise
-OFF = {"heads", "dims", "subspace", "draw", "tolerance", "prompts", "best"}  # null says no, not without bound
+OFF = {"heads", "dims", "subspace", "draw", "tolerance", "prompts", "best", "path", "bos", "stop"}  # null says no, not without bound
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
 RUNS = list(itertools.product(options("experiment"), options("model")))
 

@@ -181,7 +181,7 @@ def spoil(path: Path, content: bytes) -> str:
     ("empty.jsonl", b"\n \n", "empty.jsonl: the file holds no records"),
     ("empty.json", b"", "empty.json: the file holds no records"),
     ("empty.parquet", b"", "empty.parquet: not a readable .parquet file"),
-    ("sheet.xlsx", b"", "sheet.xlsx: cannot read .xlsx; give a file that ends in .parquet, .jsonl, .json, .csv"),
+    ("sheet.xlsx", b"", "sheet.xlsx: cannot read .xlsx; give a file that ends in .parquet, .jsonl, .json, .yaml, .yml, .csv"),
     ("bare", b"", "bare: cannot read a file without extension"),
     ("other.csv", b"prompt,subject,relation_id\na,b,P1\n",
      "other.csv: no column relation_prefix, relation_suffix, target_true; it has prompt, subject, relation_id"),

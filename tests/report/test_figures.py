@@ -9,7 +9,9 @@ import pytest
 from matplotlib.text import Text
 
 from mamba_mi.config import UserError
+from mamba_mi.report.evaluate_words import levels
 from mamba_mi.report.figures import CATALOGUE, draw, save
+from mamba_mi.report.figures.evaluate import METRICS as CAPABILITIES
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
 from .synthetic import (
@@ -27,6 +29,7 @@ from .synthetic import (
     training_summary,
 )
 from .synthetic_classified import classified_account
+from .synthetic_evaluate import evaluate_summary
 from .synthetic_flow import flow_summary
 
 HEADLINE = "normalised_logit_difference"
@@ -50,7 +53,7 @@ def changed(rows, change):
 
 def test_every_name_of_the_catalogue_draws(run):
     own = {"corpus_perplexity": corpus_summary(), "patching_heads": heads_summary(), "patching_subspace": subspace_summary(), "paths_violins": paths_summary(),
-           "heatmap_mean": heatmap_summary(),
+           "heatmap_mean": heatmap_summary(), "capability_profile": evaluate_summary(),
            **dict.fromkeys((name for name in CATALOGUE if name.startswith("info_flow")), flow_summary(timescales=("all", "slow")))}
     for name in CATALOGUE:
         summary = own.get(name) or training_summary() + patching_summary(2, 1, sites=("resid",))
@@ -194,6 +197,7 @@ HEATMAPS = {"heatmaps": heatmap_measured(), "heatmaps, 48 layers": heatmap_measu
 MAPS = ("patching_map", "patching_curves")
 FLOW = ("info_flow", "info_flow_bands", "info_flow_smear", "info_flow_splits", "info_flow_timescales")
 SPANS = ("none", "last", "random", "beyond_conv", "key", "key+1", "value", "value+1")
+RELATIONS = tuple(f"The relation of … that has the number {i} and a long name is" for i in range(34))
 DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEADLINE]), MAPS) for kind in RUNS},
          "training": (training_summary, ("training_curve", "training_recall")),
          "classified": (training_summary, ("classified_questions",)),
@@ -201,6 +205,9 @@ DRAWN = {**{kind: (lambda kind=kind: patching_summary(**RUNS[kind], metrics=[HEA
          "paths": (paths_summary, ("paths_violins",)),
          "subspace": (subspace_summary, ("patching_subspace",)),
          "subspace, 48 layers": (lambda: subspace_summary(48, 2), ("patching_subspace",)),
+         "capabilities": (evaluate_summary, ("capability_profile",)),
+         "capabilities, 34 categories": (lambda: evaluate_summary({"dataset": RELATIONS}), ("capability_profile",)),
+         "capabilities of many runs": (lambda: evaluate_summary({"custom": ("one",)}, counted=False), ("capability_profile",)),
          "published numbers": (training_summary, ("reproduce_scatter", "reproduce_curves")),
          "flow": (lambda: flow_summary(timescales=("all", "slow", "mid", "fast")), FLOW),
          "flow, 48 layers": (lambda: flow_summary(48, (9, 15), timescales=("all", "slow")), FLOW),
@@ -331,6 +338,26 @@ def test_paths_that_agree_to_the_bit_are_drawn_as_such(run):
     axes = panels(figure)["differences"]
     assert not axes.collections and sum("80 exactly 0" in text.get_text() for text in axes.texts) == 2
     assert "tolerance" not in caption
+
+
+def test_a_profile_s_dots_and_intervals_are_the_summary_s(run):
+    summary = evaluate_summary()
+    figure, caption = draw("capability_profile", run(summary)[1])
+    axes = panels(figure)["custom"]
+    assert [label.get_text() for label in axes.get_yticklabels()][:3] == ["all categories", "Simple Recall", "Two-Hop Reasoning"]
+    for metric, label in (("first_token", "first token"), ("exact_match", "whole answer, exactly"), ("f1", "words in common (F1)")):
+        rows = levels(summary, metric)
+        [dots] = [line for line in axes.lines if line.get_label() == label]
+        mine = [row for (kind, _), row in rows.items() if kind == "custom"]
+        assert list(dots.get_xdata()) == [row["mean"] for row in mine] and dots.get_color() == CAPABILITIES[metric][1]
+        ends = {tuple(line.get_xdata()) for line in axes.lines if line.get_color() == dots.get_color() and len(line.get_xdata()) == 2}
+        assert {(row.get("wilson_low", row["ci_low"]), row.get("wilson_high", row["ci_high"])) for row in mine} <= ends
+    assert "with fewer prompts" not in caption
+    many = draw("capability_profile", run(evaluate_summary({"custom": [f"kind {i:02d}" for i in range(60)]}))[1])
+    assert len(panels(many[0])["custom"].get_yticks()) == 41 and many[1].endswith(" 20 categories with fewer prompts are in summary.json alone.")
+    bars = {(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches}
+    assert bars == {(round(row["control_low"], 6), round(row["control_high"] - row["control_low"], 6))
+                    for (kind, _), row in levels(summary, "exact_match").items() if kind == "custom"}
 
 
 def test_violins_without_effects_raise(run):

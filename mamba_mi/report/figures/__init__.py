@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Sheet
 from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.report.figures.classified import classified_questions
 from mamba_mi.report.figures.corpus import corpus_curve, corpus_perplexity
+from mamba_mi.report.figures.evaluate import capability_profile
 from mamba_mi.report.figures.info_flow import info_flow
 from mamba_mi.report.figures.info_flow_bands import info_flow_bands, info_flow_splits, info_flow_timescales
 from mamba_mi.report.figures.info_flow_smear import info_flow_smear
@@ -54,6 +55,7 @@ CATALOGUE = {
     "info_flow_timescales": Figure("change of p by slow, mid and fast heads", info_flow_timescales),
     "paths_violins": Figure("probabilities on both paths, and their differences", paths_violins),
     "prompts_levels": Figure("facts and words of generated prompts, level by level", prompts_levels),
+    "capability_profile": Figure("right answers by category, in three metrics, beside shuffled answers", capability_profile),
     "reproduce_scatter": Figure("ours against the published, a point a number", reproduce_scatter),
     "reproduce_curves": Figure("the change under knockouts over window starts, ours on the published", reproduce_curves),
     "classified_questions": Figure("data set x category, questions kept of those found", classified_questions),
