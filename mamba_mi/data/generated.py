@@ -48,7 +48,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     else:
         lexicon = lexicon_for(knobs.lexicon, tokenizer, "dataset.lexicon")
         made = made_of(lexicon, levels, knobs.per_level, seed, "dataset")
-        dropped = [Dropped(f"{lexicon}-{level}", "", f"{level} cannot be said: {why}")
+        dropped = [Dropped(f"{lexicon}-{level}", "", f"levels left out ({level}, as {why})")
                    for level, why in left_out(lexicon, levels).items()]
         digest = digest_of(made)
     _check(made, tokenizer, knobs.bos)

@@ -117,6 +117,10 @@ class Experiment:
         """What the report is headed by."""
         return self.name
 
+    def data_in_words(self, configured: str) -> str:
+        """What it was measured on; `configured` is what the configured data set is called, with its file."""
+        return configured
+
     def setting_in_words(self) -> dict[str, str]:
         """What of its knobs a reader must know beside model, data and seed."""
         return {}

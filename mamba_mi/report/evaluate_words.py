@@ -15,16 +15,18 @@ EACH, LONG = 2, 64  # examples of a category, and characters of a text in them
 PASSED = {"\n": "a new line", " ": "the next word"}
 
 
+def data(knobs, configured: str) -> str:
+    """Where the prompts are from."""
+    mine = f"custom prompts (the file {knobs.path})" if knobs.path else "custom prompts (made by the generator, as no file was given)"
+    theirs = f"prompts of the data set {configured}"
+    return {"custom": mine, "dataset": theirs, "both": f"{mine}, and {theirs}"}[knobs.prompts]
+
+
 def setting(knobs, stops: Sequence[str], left_out: Mapping[tuple[str, str], int]) -> dict[str, str]:
     """How the prompts were chosen and answered."""
     ends = ", ".join(PASSED.get(stop, repr(stop)) for stop in stops)
-    said = {"answers": f"most probable tokens, at most {knobs.max_new_tokens}, up to {ends}",
+    said = {"answers": f"the most probable token each time, up to {ends}, at most {knobs.max_new_tokens}",
             "shuffled": f"{knobs.shuffles:,} random orders of the right answers within a category"}
-    mine = knobs.path or "the set that ships"
-    if knobs.prompts == "custom":
-        said["data"] = f"custom prompts ({mine})"
-    elif knobs.prompts == "both":
-        said["custom prompts"] = mine
     if any(left_out.values()):
         said["left out"] = f"{sum(left_out.values()):,} prompts beyond {knobs.max_per_category} of their category"
     return said
@@ -74,13 +76,20 @@ def _of_kind(kind: str, rows: Mapping, summary) -> list[str]:
 
 
 def _best_and_worst(kind: str, rows: Mapping) -> list[str]:
-    known = [(row["mean"], name, row) for (of, name), row in rows.items() if of == kind and name != ALL]
+    known = {name: row for (of, name), row in rows.items() if of == kind and name != ALL}
     if len(known) < 2:
         return []
-    (_, best, high), (_, worst, low) = max(known, key=lambda each: each[0]), min(known, key=lambda each: each[0])
-    if high["mean"] == low["mean"]:
-        return [f"No category stands out: {_percent(high['mean'])} in each of the {len(known)}."]
-    return [f"Most is right in {best!r}: {_share(high)}; least in {worst!r}: {_share(low)}."]
+    most, least = (pick(row["mean"] for row in known.values()) for pick in (max, min))
+    if most == least:
+        return [f"No category stands out: {_percent(most)} in each of the {len(known)}."]
+    best, worst = ({name: row for name, row in known.items() if row["mean"] == end} for end in (most, least))
+    return [f"Most is right in {_alike(best)}; least in {_alike(worst)}."]
+
+
+def _alike(rows: Mapping[str, Mapping]) -> str:
+    """Categories of one share."""
+    row = next(iter(rows.values()))
+    return f"{_names(list(rows))}: {_share(row) if len(rows) == 1 else _percent(row['mean']) + ' each'}"
 
 
 def _by_chance(kind: str, rows: Mapping, summary) -> list[str]:
@@ -148,7 +157,7 @@ def _some(found: Sequence[Mapping]) -> list[Mapping]:
 
 
 def _listed(found: Sequence[Mapping]) -> Columns:
-    rows = [[a["category"], _short(a["prompt"]), " | ".join([a["expected"], *a["alternatives"]])[:LONG], repr(a["answer"][:LONG]),
+    rows = [[a["category"], _short(a["prompt"]), _begun(" | ".join([a["expected"], *a["alternatives"]])), repr(_begun(a["answer"])),
              number(a["first_token"], 0), number(a["f1"]), number(a["target_logprob"])] for a in found]
     headings = ["category", "prompt", "right answer", "the model's", "first token", "F1", "log p of the right"]
     return Columns(headings, [False] * 4 + [True] * 3, rows, "")
@@ -158,6 +167,10 @@ def _short(text: str) -> str:
     """A prompt's end, on one line."""
     line = " ⏎ ".join(text.split("\n"))
     return line if len(line) <= LONG else f"… {line[-LONG:]}"
+
+
+def _begun(text: str) -> str:
+    return text if len(text) <= LONG else f"{text[:LONG]} …"
 
 
 def against_shuffled(summary) -> dict[tuple[str, str], Mapping]:

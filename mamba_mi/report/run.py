@@ -25,7 +25,8 @@ def write_report(folder: Path, experiment, selected: dict[str, int]) -> tuple[st
     page = Page(
         title=f"{experiment.title} · {tables.config['model']['name']}" if experiment.of_one_model else experiment.title,
         question=experiment.question,
-        setting={**(_model(tables) if experiment.of_one_model else {}), **_setting(tables), **experiment.setting_in_words()},
+        setting={**(_model(tables) if experiment.of_one_model else {}), "data": experiment.data_in_words(_data(tables.config["dataset"])),
+                 **_setting(tables), **experiment.setting_in_words()},
         findings=experiment.findings(tables.summary),
         table=experiment.headline(tables.summary),
         figures=drawn,
@@ -47,15 +48,17 @@ def _model(tables: RunTables) -> dict[str, str]:
 
 def _setting(tables: RunTables) -> dict[str, str]:
     config, manifest = tables.config, tables.manifest
-    dataset = config["dataset"]
     backend = manifest.get("backend") or {}
     return {
-        "data": dataset["name"] + (f" ({dataset['path']})" if dataset.get("path") else ""),
         "arithmetic": f"{manifest.get('dtype', config['dtype'])}, backend {backend.get('used', '?')} on "
                       f"{manifest.get('device', '?')}, {_threads(manifest)}",
         "seed": str(config["seed"]),
         "run": manifest.get("run_id", ""),
     }
+
+
+def _data(dataset: dict) -> str:
+    return dataset["name"] + (f" ({dataset['path']})" if dataset.get("path") else "")
 
 
 def _threads(manifest: dict) -> str:

@@ -198,7 +198,7 @@ def test_english_given_to_a_small_vocabulary_is_refused_and_so_is_the_world_to_o
 
 def test_what_the_world_cannot_say_is_left_out_by_name():
     dataset = load({"name": "generated", "per_level": 4}, facts.tokenizer(), 0)
-    assert [d.why for d in dataset.dropped] == ["combined cannot be said: the embedded world has no numbers, sums or comparisons to reason with"]
+    assert [d.why for d in dataset.dropped] == ["levels left out (combined, as the embedded world has no numbers, sums or comparisons to reason with)"]
     assert {p.prompt_id.split("-")[0] for p in dataset.prompts} == {"world"} and len(dataset.prompts) == 20
 
 

@@ -1,4 +1,7 @@
 """What is said of a capability assessment: every number from the rows, and nothing that was not tested."""
+from dataclasses import replace
+
+from mamba_mi.experiments.evaluate import Knobs
 from mamba_mi.report import evaluate_words as say
 from mamba_mi.report.evaluate_words import ALL
 
@@ -37,6 +40,12 @@ def test_what_is_below_chance_is_no_better_and_what_was_not_tested_is_not_said_t
     assert any("No better" in line and "'one', 'two'" in line for line in say.findings(weak))
 
 
+def test_categories_of_one_share_are_named_together():
+    full = [level("custom", name, "exact_match", 25, 25) for name in ("a", "b")]
+    told = say.findings([*custom(*full, HARD), *map(against, (*full, HARD))])
+    assert "Most is right in 'a', 'b': 100% each; least in 'my own': 24.0% [11.5, 43.4] (6 of 25)." in told
+
+
 def test_equal_categories_are_not_ranked():
     same = [level("custom", name, "exact_match", 5, 25) for name in ("a", "b")]
     assert "No category stands out: 20.0% in each of the 2." in say.findings([*custom(*same), *map(against, same)])
@@ -47,6 +56,18 @@ def test_interventions_are_said_in_points_beside_the_clean_run():
     row["conditions"] = {**row["conditions"], "against": say.CLEAN}
     assert say.findings([*custom(), row])[-1] == (
         "The interventions change the share of the custom prompts that is answered rightly by −25.0 [−40.0, −10.0] points (n = 50; p = .010).")
+
+
+def test_the_setting_says_where_prompts_are_from_how_answers_end_and_what_was_left_out():
+    knobs = Knobs()
+    assert say.data(knobs, "facts") == "custom prompts (made by the generator, as no file was given), and prompts of the data set facts"
+    assert say.data(replace(knobs, prompts="custom", path="a.csv"), "facts") == "custom prompts (the file a.csv)"
+    assert say.data(replace(knobs, prompts="dataset"), "pairs (a.jsonl)") == "prompts of the data set pairs (a.jsonl)"
+    assert say.setting(knobs, ["\n", " ", "."], {("custom", "a"): 1200, ("dataset", "b"): 0}) == {
+        "answers": "the most probable token each time, up to a new line, the next word, '.', at most 16",
+        "shuffled": "1,000 random orders of the right answers within a category",
+        "left out": "1,200 prompts beyond 100 of their category"}
+    assert "left out" not in say.setting(knobs, ["."], {("custom", "a"): 0})
 
 
 def test_a_table_s_row_has_every_metric_and_what_shuffled_answers_reach():

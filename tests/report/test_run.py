@@ -62,7 +62,7 @@ def written(folder, monkeypatch, **experiment) -> Page:
     pages = []
     monkeypatch.setattr("mamba_mi.report.run.render", lambda page: pages.append(page) or "")
     silent = dict.fromkeys(("findings", "headline", "caveats", "listings"), lambda _: [])
-    write_report(folder, SimpleNamespace(**{"title": "patching", "question": "?", "figures": (), "setting_in_words": dict,
+    write_report(folder, SimpleNamespace(**{"title": "patching", "question": "?", "figures": (), "setting_in_words": dict, "data_in_words": str,
                                             "of_one_model": True, **silent, **experiment}), {})
     return pages[0]
 
