@@ -11,7 +11,6 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 from mamba_mi.config import UserError
 from mamba_mi.data import generated
@@ -31,8 +30,7 @@ from mamba_mi.data.reading import (
 )
 
 KEY = "method.path"
-COLUMNS = ("prompt", "question", "context", "expected", "alternatives", "category", "id", "cluster")
-WRITTEN = frozenset(each.name for each in fields(Question)) | {"is_original"}  # what a question's own record has besides
+COLUMNS = ("prompt", "question", "context", "expected", "alternatives", "category", "id", "question_id", "cluster")
 NAMELESS = "without a category"
 
 
@@ -62,7 +60,7 @@ def _check(rows: list[dict], asked: str) -> None:
     present = columns_of(rows)
     require_columns(rows, ["expected", *(["prompt"] if "question" not in present else [])], asked)
     for column in present:
-        _refuse_slip(column, (*COLUMNS, *WRITTEN), f"{asked}: column {column!r} would be ignored")
+        _refuse_slip(column, COLUMNS, f"{asked}: column {column!r} would be ignored")
     for name, row in ((row.get("category"), number) for number, row in enumerate(rows, 1)):
         if isinstance(name, str):
             _refuse_slip(name.strip(), CATEGORIES, f"{asked}: record {row} has the category {name!r}")
@@ -89,6 +87,8 @@ def _question(name: str, row: Mapping, seen: set[str]) -> Question:
     prompt = text_of(row, "prompt") if row.get("prompt") else ""
     question = text_of(row, "question") if row.get("question") or not prompt else ""
     context, category, cluster = (_optional(row, column) for column in ("context", "category", "cluster"))
+    if prompt and context and context not in prompt:
+        raise Unusable("a context beside a prompt that does not hold it (give question instead of prompt)")
     made = Question(name, question, text_of(row, "expected").strip(), _alternatives(row.get("alternatives")), context, "custom",
                     category=category or NAMELESS, cluster=cluster, prompt=prompt)
     if made.prompt in seen:

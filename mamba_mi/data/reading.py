@@ -78,7 +78,7 @@ def readable(file: Path, asked: str) -> Iterator[None]:
 
 def columns_of(records: Iterable[dict]) -> list[str]:
     """Every column that some record has, in the order they are met."""
-    return list(dict.fromkeys(column for record in records for column in record))
+    return list(dict.fromkeys(str(column) for record in records for column in record))  # a YAML file may call one null
 
 
 def require_columns(records: list[dict], needed: Iterable[str], source: str) -> None:
@@ -172,8 +172,10 @@ def _record(line: str, where: str) -> dict:
 
 def _csv(file: Path) -> list[dict]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        records = []
+        reader, records = csv.DictReader(lines, strict=True), []
+        for mark in ";\t":
+            if len(reader.fieldnames or ()) == 1 and mark in reader.fieldnames[0]:
+                raise ValueError(f"its fields are divided by {mark!r}; save it with commas")
         for record in reader:
             if None in record:
                 raise ValueError(f"line {reader.line_num}: more than the header's {len(reader.fieldnames)} "

@@ -71,10 +71,13 @@ def test_numbers_in_json_are_answers_and_alternatives_of_a_text_are_divided(tmp_
     ("a.yaml", "- {prompt: [", r"not a readable .yaml file \(line 1: "), ("a.yaml", "prompt: a", "not a list of records"),
     ("a.yaml", "- {prompt: !!python/object:os.system a}", r"not a readable .yaml file \(line 1: could not determine a constructor"),
     ("a.csv", 'prompt,expected\n"a"b,c\n', "not a readable .csv file"), ("a.csv", "prompt,expected\na,b,c\n", "line 2: more than"),
+    ("a.csv", "prompt;expected\na;b\n", "its fields are divided by ';'; save it with commas"), ("a.csv", "prompt\texpected\n", "divided by '.t'"),
     ("a.txt", "x", "cannot read .txt; give a file that ends in .parquet, .jsonl, .json, .yaml"),
     ("a.json", [{"prompt": "a", "expected": "b", "category": "Two Hop Reasoning"}],
      "record 1 has the category 'Two Hop Reasoning'; did you mean 'Two-Hop Reasoning'"),
     ("a.json", [{"prompt": "a", "expected": "b", "alternative": "c"}], "column 'alternative' would be ignored; did you mean 'alternatives'"),
+    ("a.yaml", "- {prompt: a, ~: b}", "no column expected; it has prompt, None"),
+    ("a.yaml", "- {prompt: a, expected: b, ids: c}", "column 'ids' would be ignored; did you mean 'id'"),
     ("a.json", [{"prompt": "a", "expected": "b", "id": 1}, {"prompt": "c", "expected": "b", "id": "1"}], "id '1' is there more than once"),
 ])
 def test_a_wrong_file_is_one_line(tmp_path, tokenizer, name, content, message):
@@ -93,11 +96,12 @@ def test_a_record_that_cannot_be_used_is_dropped_with_its_reason(tmp_path, token
     good = {"prompt": "a", "expected": "b"}
     bad = [good, good, {"prompt": "b", "expected": ""}, {"prompt": "", "expected": "b"}, {"prompt": "c", "expected": ["b"]}, {"prompt": "d", "expected": True},
            {"prompt": "e", "expected": "b", "alternatives": {"x": 1}}, {"prompt": "f", "expected": "b", "alternatives": "[b"},
-           {"prompt": "g\ud800", "expected": "b"}, {"prompt": "h", "expected": None}, {"question": ["x"], "prompt": "i", "expected": "b"}]
+           {"prompt": "j", "context": "k", "expected": "b"}, {"prompt": "g\ud800", "expected": "b"}, {"prompt": "h", "expected": None}, {"question": ["x"], "prompt": "i", "expected": "b"}]
     dataset = custom.of_file(file(tmp_path, "a.json", bad), tokenizer, 0)
     assert Counter(each.why for each in dataset.dropped) == {
         "an earlier record has the same prompt": 1, "expected is empty": 2, "question is empty": 1, "expected is not text": 2,
         "alternatives are neither a text nor a list of texts": 1, "alternatives begin with [ and are no JSON list": 1,
+        "a context beside a prompt that does not hold it (give question instead of prompt)": 1,
         "prompt is not valid Unicode (half of a surrogate pair)": 1, "question is not text": 1}
     assert [prompt.text for prompt in dataset.prompts] == ["a"]
 
