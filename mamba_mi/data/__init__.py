@@ -17,7 +17,7 @@ from mamba_mi.data.pairing import divide, pair_up
 from mamba_mi.data.prompt import Batch, Dataset, Dropped, Pair, Prompt, batches
 from mamba_mi.data.spans import roles
 
-__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "divide", "is_corpus", "load", "names", "pair_up", "roles"]
+__all__ = ["Batch", "Dataset", "Dropped", "Pair", "Prompt", "batches", "divide", "is_corpus", "load", "names", "no_longer", "pair_up", "roles"]
 
 
 def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Dataset:
@@ -33,7 +33,7 @@ def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Da
     n = getattr(settings, "n", None)
     if n is not None and n < 1:
         raise UserError(f"dataset.n={n}: give at least 1, or null for every prompt")
-    dataset = _no_longer(module.load(settings, tokenizer, seed), longest)
+    dataset = no_longer(module.load(settings, tokenizer, seed), longest)
     if not dataset.prompts and not dataset.pairs and not dataset.corpus:
         reasons = Counter(d.why for d in dataset.dropped).most_common(3)
         raise UserError(f"dataset={name}: none of {len(dataset.dropped)} records can be used: "
@@ -41,9 +41,10 @@ def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Da
     return dataset
 
 
-def _no_longer(dataset: Dataset, longest: int | None) -> Dataset:
+def no_longer(dataset: Dataset, longest: int | None, answer: int = 1) -> Dataset:
+    """The data set without what takes more tokens than a model's `longest`, with an answer of at least so many tokens."""
     def fits(prompt: Prompt) -> bool:  # all of the answer but its last token may stand behind it
-        return longest is None or len(prompt.token_ids) + max(len(prompt.target_ids), 1) - 1 <= longest
+        return longest is None or len(prompt.token_ids) + max(len(prompt.target_ids), answer) - 1 <= longest
 
     over = {pair.clean.prompt_id for pair in dataset.pairs if not (fits(pair.clean) and fits(pair.corrupt))}
     over |= {p.prompt_id for p in dataset.prompts if not fits(p)}

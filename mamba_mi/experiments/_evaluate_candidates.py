@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 from mamba_mi.config import UserError
 from mamba_mi.data import Dataset, Dropped, Prompt
 from mamba_mi.data.encoding import encode, encode_targets, following
-from mamba_mi.measure.scoring import Gold
+from mamba_mi.measure.scoring import Gold, normalise
 from mamba_mi.report.evaluate_words import ALL
 
 # the embedded world's relations and tasks, as categories
@@ -44,7 +44,8 @@ def candidates(parts: Mapping[str, Dataset], most: int | None) -> Candidates:
     groups: dict[tuple[str, str], list[Prompt]] = defaultdict(list)
     dropped: list[Dropped] = []
     for (kind, part), taken in zip(parts.items(), _taken(parts), strict=True):
-        dropped += [_named(each, taken) for each in part.dropped]
+        usable = {prompt.prompt_id for prompt in _prompts(part)}  # of a pair that is none a side may be
+        dropped += [_named(each, taken) for each in part.dropped if each.prompt_id not in usable]
         for prompt in (_named(each, taken) for each in _prompts(part)):
             if Gold(frozenset(), texts(prompt)).empty:
                 dropped.append(Dropped(prompt.prompt_id, prompt.text, "the right answer is nothing but punctuation and articles"))
@@ -52,12 +53,15 @@ def candidates(parts: Mapping[str, Dataset], most: int | None) -> Candidates:
                 groups[kind, category(prompt, part.name)].append(prompt)
     if not groups:
         raise UserError(_nothing(parts, dropped))
+    _check_apart(parts)
     if taken := next((kind for kind, name in groups if name == ALL), None):
         raise UserError(f"{taken} prompts: {ALL!r} is what the report calls them together; give that category another name")
     used = {key: group[:most] for key, group in groups.items()}
     turns = [prompt for prompt in chain.from_iterable(zip_longest(*used.values())) if prompt is not None]
     of = {prompt.prompt_id: key for key, group in used.items() for prompt in group}
-    dataset = Dataset(" and ".join(part.name for part in parts.values()), tuple(turns), _fingerprint(parts), dropped=tuple(dropped))
+    origin = {key: value for part in parts.values() for key, value in part.origin.items()}  # a file of the user's has none
+    dataset = Dataset(" and ".join(part.name for part in parts.values()), tuple(turns), _fingerprint(parts), dropped=tuple(dropped),
+                      origin=origin)
     return Candidates(dataset, {i: kind for i, (kind, _) in of.items()}, {i: name for i, (_, name) in of.items()},
                       {key: len(group) - len(used[key]) for key, group in groups.items()})
 
@@ -74,9 +78,10 @@ def category(prompt: Prompt, otherwise: str) -> str:
 
 
 def texts(prompt: Prompt) -> tuple[str, ...]:
-    """Every answer that is right."""
+    """Every answer that is right; an alternative nothing is left of when it is compared is none."""
     others = prompt.source.get("alternatives")
-    return (prompt.target.strip(), *(str(each) for each in others if each)) if isinstance(others, list | tuple) else (prompt.target.strip(),)
+    others = map(str, others) if isinstance(others, list | tuple) else ()
+    return (prompt.target.strip(), *(each for each in others if normalise(each)))
 
 
 def golds(prompts: Sequence[Prompt], tokenizer) -> dict[str, Gold]:
@@ -87,7 +92,7 @@ def golds(prompts: Sequence[Prompt], tokenizer) -> dict[str, Gold]:
     encoded = dict(zip(dict.fromkeys(written), encode(list(dict.fromkeys(written)), tokenizer), strict=True))
     ids = encode_targets(written, [encoded[text] for text in written], [following(p.text, other) for p, other in more], tokenizer)
     for (prompt, _), tokens in zip(more, ids, strict=True):
-        firsts[prompt.prompt_id].update(tokens[:1])
+        firsts[prompt.prompt_id].update(set(tokens[:1]) - {tokenizer.unk_token_id})
     return {prompt.prompt_id: Gold(frozenset(firsts[prompt.prompt_id]), texts(prompt)) for prompt in prompts}
 
 
@@ -106,6 +111,13 @@ def _taken(parts: Mapping[str, Dataset]) -> Iterable[frozenset[str]]:
 def _named(each, taken: frozenset[str]):
     """A prompt whose id is another's as well gets one of its own."""
     return replace(each, prompt_id=f"dataset {each.prompt_id}") if each.prompt_id in taken else each
+
+
+def _check_apart(parts: Mapping[str, Dataset]) -> None:
+    custom, dataset = ({prompt.text for prompt in _prompts(parts[kind])} if kind in parts else set() for kind in ("custom", "dataset"))
+    if dataset and dataset <= custom:
+        raise UserError(f"method.prompts=both: every prompt of dataset={parts['dataset'].name} is a custom prompt as well and would be "
+                        "counted twice; give method.prompts=dataset or custom")
 
 
 def _fingerprint(parts: Mapping[str, Dataset]) -> str:

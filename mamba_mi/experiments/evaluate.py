@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mamba_mi.config import UserError, did_you_mean
-from mamba_mi.data import Batch, batches, custom
+from mamba_mi.data import Batch, batches, custom, no_longer
 from mamba_mi.experiments import Experiment, at_least
 from mamba_mi.experiments._evaluate_candidates import candidates, golds
 from mamba_mi.experiments._evaluate_tally import Tally, answers_given, complete, marks
@@ -64,14 +64,17 @@ class Evaluate(Experiment):
             raise UserError(f"method.prompts={self.knobs.prompts}: there are {', '.join(KINDS)}{did_you_mean(self.knobs.prompts, KINDS)}")
         if self.knobs.path and self.knobs.prompts == "dataset":
             raise UserError("method.path with method.prompts=dataset: the file would not be read; give method.prompts=custom or both")
+        if self.knobs.bos is not None and self.knobs.prompts == "dataset":
+            raise UserError("method.bos with method.prompts=dataset: it is about custom prompts; give dataset.bos")
         stop = self.knobs.stop
         if stop is not None and not (isinstance(stop, list) and stop and all(isinstance(text, str) and text for text in stop)):
             raise UserError(f"method.stop={stop!r}: give a list of texts, as method.stop=[.]")
 
     def candidates(self, load):
         """The custom prompts, those of the configured data set, or both."""
-        sources = {"custom": self._custom, "dataset": load}
-        self.chosen = candidates({kind: sources[kind]() for kind in KINDS[self.knobs.prompts]}, self.knobs.max_per_category)
+        sources, longest = {"custom": self._custom, "dataset": load}, self.lm.config.max_length
+        parts = {kind: no_longer(sources[kind](), longest, self.knobs.max_new_tokens) for kind in KINDS[self.knobs.prompts]}
+        self.chosen = candidates(parts, self.knobs.max_per_category)
         return self.chosen.dataset
 
     def _custom(self):
@@ -152,6 +155,9 @@ class Evaluate(Experiment):
                              "alternatives": list(self.shuffled.golds[p.prompt_id].texts[1:]),
                              "answer": self.ends.text(given[p.prompt_id]), "ended": self.ends.met(given[p.prompt_id]),
                              **scored[p.prompt_id]} for p in items]}
+
+    def data_in_words(self, configured):
+        return words.data(self.knobs, configured)
 
     def setting_in_words(self):
         return words.setting(self.knobs, self.ends.texts, self.chosen.left_out)

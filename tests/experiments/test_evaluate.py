@@ -1,10 +1,12 @@
 """Capability assessment: every number against one made again by other means, runs killed and gone on with, and what it refuses."""
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -95,6 +97,8 @@ def test_a_summary_counts_what_is_right_and_what_shuffled_answers_reach(tmp_path
     levels = words.levels(summary, "target_logprob")
     assert levels["dataset", words.ALL]["mean"] == pytest.approx(answers[answers.prompts == "dataset"].target_logprob.mean())
     report = (folder / "report.html").read_text()
+    assert "custom prompts (made by the generator, as no file was given), and prompts of the data set facts" in report
+    assert "levels left out (combined, as the embedded world has no numbers" in report
     assert "Answers that are wrong" in report and "Three-Hop Reasoning" in report and "capability_profile" in {f.stem for f in (folder / "figures").iterdir()}
 
 
@@ -149,6 +153,8 @@ def test_interventions_act_on_all_and_the_clean_run_stands_beside():
 @pytest.mark.parametrize(("more", "said"), [
     (["method.prompts=costum"], "method.prompts=costum: there are custom, dataset, both; did you mean 'custom'?"),
     (["method.path=mine.json", "method.prompts=dataset"], "method.path with method.prompts=dataset"),
+    (["method.bos=true", "method.prompts=dataset"], "method.bos with method.prompts=dataset"),
+    (["dataset=generated"], "method.prompts=both: every prompt of dataset=generated is a custom prompt as well"),
     (["method.path=nowhere.json"], "method.path=nowhere.json: no such file"),
     (["method.stop=[]"], "method.stop=[]: give a list of texts"), (["method.stop=[3]"], "method.stop=[3]: give a list of texts"),
     (["method.max_new_tokens=0"], "method.max_new_tokens=0: give at least 1"), (["method.shuffles=3"], "method.shuffles=3: give at least 20"),
@@ -181,7 +187,7 @@ def test_a_file_of_the_user_s_own_is_assessed(tmp_path, monkeypatch, capsys):
 
 def test_categories_are_taken_by_turns_and_at_most_so_many_of_each():
     first = Dataset("a", tuple(prompt(f"a{i}", source={"category": "x" if i < 5 else "y"}) for i in range(7)), "1")
-    second = Dataset("b", tuple(prompt(f"b{i}", template="job-3") for i in range(4)), "2", dropped=(Dropped("gone", "text", "why"),))
+    second = Dataset("b", tuple(prompt(f"b{i}", "other", template="job-3") for i in range(4)), "2", dropped=(Dropped("gone", "text", "why"),))
     found = candidates({"custom": first, "dataset": second}, 3)
     assert Counter((found.kind[p.prompt_id], found.category[p.prompt_id]) for p in found.dataset.prompts) == {
         ("custom", "x"): 3, ("custom", "y"): 2, ("dataset", "profession"): 3}
@@ -203,6 +209,35 @@ def test_two_sets_may_use_the_same_ids_and_an_answer_of_nothing_is_dropped():
         candidates({"custom": Dataset("c", (prompt("q", source={"category": words.ALL}),), "3")}, None)
 
 
+def test_where_a_data_set_came_from_is_kept_and_what_is_used_is_not_dropped_as_well():
+    mine = Dataset("custom", (prompt("p", "mine"),), "1")
+    theirs = Dataset("b", (prompt("q"), prompt("r")), "2", dropped=(Dropped("q", "x", "makes no pair"), Dropped("s", "x", "why")),
+                     origin={"split": "train", "commit": "abc"})
+    found = candidates({"custom": mine, "dataset": theirs}, None).dataset
+    assert found.origin == {"split": "train", "commit": "abc"} and [each.prompt_id for each in found.dropped] == ["s"]
+
+
+def test_the_same_prompts_are_not_assessed_twice():
+    mine = Dataset("generated", (prompt("p", "one"), prompt("q", "two")), "1")
+    with pytest.raises(UserError, match="^method.prompts=both: every prompt of dataset=pairs is a custom prompt as well"):
+        candidates({"custom": mine, "dataset": Dataset("pairs", (prompt("r", "two"),), "2")}, None)
+    assert len(candidates({"custom": mine, "dataset": Dataset("pairs", (prompt("r", "two"), prompt("s", "x")), "2")}, None).dataset.prompts) == 4
+
+
+def test_a_prompt_leaves_room_for_its_answer_where_a_model_takes_only_so_many_tokens():
+    lm = models.load("tiny-hyena")
+    most, filler = lm.config.max_length, ["the"] * 2 * lm.config.max_length
+    lengths = {"short": most - 15, "long": most - 14}  # a token of 16 is read off the prompt itself
+    of = Dataset("pairs", tuple(prompt(name, " ".join(filler[:n])) for name, n in lengths.items()), "1")
+    of = replace(of, prompts=tuple(replace(p, token_ids=(7,) * len(p.text.split())) for p in of.prompts))
+    experiment = Evaluate(Knobs(prompts="dataset", max_new_tokens=16, stop=["never"]), lm, Setting(0, 1 << 30))
+    [kept] = experiment.candidates(lambda: of).prompts
+    assert kept.prompt_id == "short" and [(d.prompt_id, d.why) for d in experiment.chosen.dataset.dropped] == [
+        ("long", f"longer than the {most} tokens this model takes")]
+    [batch] = experiment.batches([kept])
+    assert len(experiment.step(batch).filter(pc.field("metric") == PREDICTION)) == 16
+
+
 @pytest.mark.parametrize(("given", "said"), [
     (dict(source={"category": "Stress Test", "relation": "r"}), "Stress Test"), (dict(source={"relation": "The anthem of {} is in"}), "The anthem of … is in"),
     (dict(source={"relation_id": "P103", "relation": "The mother tongue of {} is"}), "mother tongue"), (dict(source={"relation_id": "P9"}), "P9"),
@@ -220,6 +255,14 @@ def test_an_alias_is_right_by_its_own_first_token():
     expected = {tokenizer(f"The anthem of Velmora is in {word}")["input_ids"][len(one.token_ids)] for word in ("Danish", "German", "the Danish")}
     assert found["1"].firsts == expected and len(expected) == 3 and found["1"].texts == ("Danish", "German", "the Danish")
     assert found["2"].firsts == {two.target_id}
+
+
+def test_an_alternative_of_nothing_or_of_unknown_words_makes_no_token_right():
+    tokenizer = models.load("tiny").tokenizer
+    [one], _ = prompts([Question("1", "", "Nordenby", ("the", "?", "", "Paris", "Selbrin"), prompt="the capital city of Avaria is")], tokenizer)
+    found = golds([one], tokenizer)["1"]
+    assert found.texts == ("Nordenby", "Paris", "Selbrin") and tokenizer.unk_token_id not in found.firsts
+    assert found.firsts == {tokenizer.convert_tokens_to_ids(word) for word in ("Nordenby", "Selbrin")}
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
