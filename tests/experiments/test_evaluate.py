@@ -155,10 +155,11 @@ def test_interventions_act_on_all_and_the_clean_run_stands_beside():
     (["method.path=mine.json", "method.prompts=dataset"], "method.path with method.prompts=dataset"),
     (["method.bos=true", "method.prompts=dataset"], "method.bos with method.prompts=dataset"),
     (["dataset=generated"], "method.prompts=both: every prompt of dataset=generated is a custom prompt as well"),
+    (["method.path=[a,b]"], "method.path=['a', 'b']: give one value"),
     (["method.path=nowhere.json"], "method.path=nowhere.json: no such file"),
     (["method.stop=[]"], "method.stop=[]: give a list of texts"), (["method.stop=[3]"], "method.stop=[3]: give a list of texts"),
     (["method.max_new_tokens=0"], "method.max_new_tokens=0: give at least 1"), (["method.shuffles=3"], "method.shuffles=3: give at least 20"),
-    (["dataset.only_correct=true"], "dataset.only_correct=true: method=evaluate counts right and wrong answers; give experiment=evaluate, or"),
+    (["dataset.only_correct=true"], "dataset.only_correct=true: method=evaluate counts right and wrong answers; give experiment=evaluate without it, or"),
 ])
 def test_a_mistake_is_one_line_and_nothing_is_written(more, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -191,6 +192,7 @@ def test_categories_are_taken_by_turns_and_at_most_so_many_of_each():
     found = candidates({"custom": first, "dataset": second}, 3)
     assert Counter((found.kind[p.prompt_id], found.category[p.prompt_id]) for p in found.dataset.prompts) == {
         ("custom", "x"): 3, ("custom", "y"): 2, ("dataset", "profession"): 3}
+    assert [p.prompt_id for p in found.dataset.prompts] == ["a0", "a5", "b0", "a1", "a6", "b1", "a2", "b2"]
     assert {found.category[p.prompt_id] for p in found.dataset.prompts[:3]} == {"x", "y", "profession"}
     assert found.left_out == {("custom", "x"): 2, ("custom", "y"): 0, ("dataset", "profession"): 1}
     assert [each.prompt_id for each in found.dataset.dropped] == ["gone"]

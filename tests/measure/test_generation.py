@@ -95,7 +95,15 @@ def test_interventions_act_on_the_prompt_and_on_every_token_of_the_answer(varian
     clean = answer(lm, tokens_BL, right_BK, most=5, ends=Numbers())
     assert (found.logits_BKV - clean.logits_BKV)[..., :61].abs().max() > 0.1
     assert found.said != clean.said or positions == 2
-    assert found.edits["resid"] >= 2 and set(found.edits) == {"resid"}
+    assert found.edits == {"resid": right_BK.shape[1] + max(map(len, found.said))}  # the passes of the answer told, and of the one given
+
+
+def test_interventions_keep_a_value_for_every_row_though_rows_end_apart():
+    lm, tokens_BL, right_BK = small("mamba1", tie_embeddings=False), tokens(5, 6), tokens(5, 1, seed=1)
+    vectors_B1D = 3.0 * torch.randn(5, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, alone = (answer(lm, tokens_BL[rows], right_BK[rows], most=5, ends=Numbers(), interventions=(
+        Edit(Site(1, "resid"), "all", lambda x_BKD, picked, rows=rows: x_BKD + vectors_B1D[rows]),)).said for rows in (slice(None), [3]))
+    assert found[3:4] == alone and len({len(ids) for ids in found}) > 1
 
 
 def test_an_intervention_that_is_never_met_raises():
@@ -112,6 +120,9 @@ def test_an_answer_ends_at_a_new_line_or_where_a_document_does():
     assert ends.texts == ("\n",) and not ends.met(ids[:until]) and ends.met(ids[:until + 1]) and ends.text(ids) == "Danish"
     document = [*ids[:until], tokenizer.convert_tokens_to_ids("<|endoftext|>")]
     assert ends.met(document) and ends.text(document) == "Danish"
+    named = train_bpe(trim_offsets=True)
+    named.add_special_tokens({"eos_token": "<|end|>"})
+    assert Ends(named).met([*ids[:until], named.eos_token_id]) and Ends(named).text([*ids[:until], named.eos_token_id]) == "Danish"
     assert ends.text(ids[until:]) == "" and ends.text([]) == "" and not ends.met([])
     sentence = tokenizer(" 1. Danish", add_special_tokens=False)["input_ids"]
     assert Ends(tokenizer, [".", " D"]).text(sentence) == "1" and Ends(tokenizer, [" "]).text(sentence) == "1."

@@ -6,7 +6,7 @@ from mamba_mi.measure.scoring import Gold, Said, exact_match, f1, normalise, sco
 
 @pytest.mark.parametrize(("text", "left"), [
     ("The  Eiffel\tTower!", "eiffel tower"), ("a An THE the", ""), ("another theory", "another theory"), ("U.S.", "us"),
-    ("twenty-one", "twentyone"), ("«Wien»", "wien"), ("Zoë", "zoe\u0308"), ("ＴＯＫＹＯ", "tokyo"), ("STRASSE", "straße"), ("…", ""),
+    ("twenty-one", "twentyone"), ("«Wien»", "wien"), ("Zoë", "zoe\u0308"), ("ＴＯＫＹＯ", "tokyo"), ("STRASSE", "straße"), ("…", ""), ("𝐏aris", "paris"),
     ("€ 5", "5"), ("大江　健三郎。", "大江 健三郎"), ("co\u00adop\u200b", "coop"), ("\u00a0 \n", ""), ("ΣΊΣΥΦΟΣ", "σίσυφος"), ("", "")])
 def test_texts_are_compared_without_case_punctuation_articles_and_spaces(text, left):
     assert normalise(text) == normalise(left)

@@ -42,10 +42,18 @@ def test_a_draw_gives_every_right_answer_to_one_prompt():
     assert 0.6 < own_S.mean() < 1.4  # of random orders one answer on average stays where it is
 
 
+def test_groups_are_shuffled_apart_from_each_other():
+    known = golds(*"bcdefghi", *"bcdefghi")
+    found = shuffled(known, {f"p{i}": "one" if i < 8 else "two" for i in range(16)}, draws=50)
+    drawn = [np.array([found.scores(f"p{i + of}", Said(0, "b"))[:, 1] for i in range(8) if i]) for of in (0, 8)]
+    assert drawn[0].any() and (drawn[0] != drawn[1]).any()
+
+
 def test_draws_are_the_seed_s_and_a_group_s_own():
     known, said = golds(*"bcdbcdbc"), Said(ord("b"), "b")
     first = shuffled(known, draws=99).scores("p3", said)
     assert (first == shuffled(known, draws=99).scores("p3", said)).all()
     assert (first != shuffled(known, draws=99, seed=1).scores("p3", said)).any()
+    assert (first == shuffled(dict(reversed(known.items())), draws=99).scores("p3", said)).all()
     more = known | {"q0": known["p0"]}
     assert (first == shuffled(more, {name: {"p": "all"}.get(name[0], "q") for name in more}, draws=99).scores("p3", said)).all()
