@@ -48,4 +48,5 @@ def typed(schema: type, values: Mapping, where: str):
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
     except OmegaConfBaseException as e:
         key = getattr(e, "full_key", None) or ""
-        raise UserError(f"{where}.{key}: {str(e).splitlines()[0]}") from None
+        several = isinstance(values.get(key), list | dict)  # what is said of these has OmegaConf's own names in it
+        raise UserError(f"{where}.{key}={values[key]}: give one value" if several else f"{where}.{key}: {str(e).splitlines()[0]}") from None

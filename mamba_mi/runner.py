@@ -130,7 +130,7 @@ def build(settings: Mapping) -> Built:
     _check_reference(kind, settings)
     if kind.right_and_wrong and settings["dataset"]["only_correct"]:
         raise UserError(f"dataset.only_correct=true: method={settings['method']['name']} counts right and wrong answers; give "
-                        f"experiment={settings['method']['name']}, or dataset.only_correct=false")
+                        f"experiment={settings['method']['name']} without it, or dataset.only_correct=false")
     _prepare(settings["threads"])
     seed = settings["seed"]
     ranks = together.join(models.device_of(settings["device"]), kind.parallel, f"experiment={settings['method']['name']} "
