@@ -155,6 +155,8 @@ class Composer:
         for key in _leaves(override.key_or_group, override.value()):
             node, above = cfg, ""
             for part in key.split("."):
+                if node is None and len(above) >= len(override.key_or_group):
+                    break  # a mapping for a key that is null: what may be in it is for the schema to say
                 if not isinstance(node, DictConfig):
                     kind = "a list, given whole" if isinstance(node, ListConfig) else "a value, with no keys below it"
                     raise UserError(f"{key}: {above} is {kind}: {above}={_written(node)}")
@@ -202,7 +204,7 @@ def resolved(cfg: DictConfig, whole: bool = True) -> dict:
 
 
 def _written(node: object) -> str:
-    return f"[{','.join(map(str, node))}]" if isinstance(node, ListConfig) else str(node)
+    return f"[{','.join(map(str, node))}]" if isinstance(node, ListConfig) else "null" if node is None else str(node)
 
 
 def _lacks_a_plugin(error: Exception) -> str:

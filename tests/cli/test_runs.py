@@ -53,6 +53,12 @@ def test_a_sweep_may_set_a_key_that_only_its_jobs_have(command, path):
     assert plain(ran[1]) == plain(alone)  # though Hydra's composition of what they share, dataset=facts, has no path
 
 
+@pytest.mark.parametrize("word", ["dataset.weights={Pile-CC:2.0}", "dataset={weights:{Pile-CC:2.0}}"])
+def test_a_key_that_is_null_takes_a_mapping(command, word):
+    [ran] = command("experiment=train", "model=mamba-130m", "dataset=pile", word).ran
+    assert ran.dataset.weights == {"Pile-CC": 2.0}
+
+
 def test_the_runner_sees_the_command_as_it_was_given(command, runner):
     runner.run = lambda cfg: runner.ran.append(list(sys.argv))
     words = ["model=mamba-130m,mamba2-130m", "-m", "dataset.path=a.csv"]

@@ -22,6 +22,8 @@ TYPOS = [  # words of the command, what the line must hold
     ("foo=1", ["foo: no such key or group", "threads"]),
     ("seed.x=1", ["seed is a value", "seed=0"]),
     ("method.sites.0=out", ["method.sites is a list", "[resid,out,mixed]"]),
+    ("dataset=pile dataset.weights.Books=2", ["dataset.weights is a value", "dataset.weights=null"]),
+    ("threads={a:1}", ["threads={'a': 1}", "whole number"]),
     ("cone=5", ["cone.memory"]),
     ("cone={memroy:5}", ["cone.memroy", "did you mean 'memory'?"]),
     ("hydra.foo=1", ["hydra.foo"]),
