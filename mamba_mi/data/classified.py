@@ -47,7 +47,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     for category in knobs.categories or ():
         if category not in CATEGORIES:
             raise UserError(f"dataset.categories={category}: there are {', '.join(CATEGORIES)}{did_you_mean(category, CATEGORIES)}")
-    records = _records(knobs.path)
+    records = records_of(knobs.path, otherwise=MAKE)
     require_columns(records, COLUMNS, f"dataset.path={knobs.path}")
     wanted = [(row, record) for row, record in enumerate(records) if not knobs.categories or record.get("category") in knobs.categories]
     ids = [printable(str(record.get("question_id") or f"classified-{row:06d}")) for row, record in wanted]
@@ -62,14 +62,15 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
 def read(path: str, key: str) -> dict | None:
     """All that the file of experiment=classify says; None for a file that is something else."""
     with readable(Path(path).expanduser(), f"{key}={path}"):
-        said = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        said = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     return said if isinstance(said, dict) and {"settings", "sources", "judged", "records"} <= set(said) else None
 
 
-def _records(path: str) -> list[dict]:
+def records_of(path: str, key: str = "dataset.path", otherwise: str = "") -> list[dict]:
+    """The records of a file, that of experiment=classify or another."""
     file = Path(path).expanduser()
-    whole = read(path, "dataset.path") if file.suffix == ".json" and file.is_file() else None
-    return whole["records"] if whole else read_records(path, otherwise=MAKE)
+    whole = read(path, key) if file.suffix == ".json" and file.is_file() and file.stat().st_size else None
+    return whole["records"] if whole else read_records(path, key, otherwise)
 
 
 def _question(question_id: str, record: Mapping) -> Question:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mamba_mi.config import UserError
-from mamba_mi.data import generated
+from mamba_mi.data import classified, generated
 from mamba_mi.data.generation import lexicon_of
 from mamba_mi.data.pairing import shuffled
 from mamba_mi.data.prompt import Dataset, Dropped, Prompt
@@ -23,7 +23,6 @@ from mamba_mi.data.reading import (
     columns_of,
     fingerprint,
     printable,
-    read_records,
     require_columns,
     sift,
     text_of,
@@ -37,7 +36,7 @@ NAMELESS = "without a category"
 def of_file(path: str, tokenizer, seed: int, bos: bool | None = None) -> Dataset:
     """The usable records of a file as prompts, in an order drawn from the seed. `bos` None: as the model was trained."""
     asked = f"{KEY}={path}"
-    rows = read_records(path, KEY)
+    rows = classified.records_of(path, KEY)
     _check(rows, asked)
     ids, texts = _ids(rows, asked), [str(row.get("prompt") or row.get("question") or "") for row in rows]
     seen: set[str] = set()

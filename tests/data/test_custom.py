@@ -7,8 +7,8 @@ import pytest
 from mamba_mi import models
 from mamba_mi.config import UserError
 from mamba_mi.data import custom
-from mamba_mi.data.generation import LEVELS, MAKERS, generate
-from mamba_mi.data.questions import asked
+from mamba_mi.data.generation import LEVELS, MAKERS, generate, lexicon_of
+from mamba_mi.data.questions import Question, asked
 
 RECORDS = [
     {"id": "one", "prompt": "The anthem of Velmora is in", "expected": "Danish", "alternatives": ["the Danish", "no"], "category": "Simple Recall"},
@@ -57,10 +57,16 @@ def test_an_answer_in_yaml_is_what_is_written(tmp_path, tokenizer, written):
     assert prompt.target.strip() == written
 
 
+def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path, tokenizer):
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "a", "expected": "b"}]', encoding="utf-8-sig")
+    assert len(custom.of_file(str(path), tokenizer, 0).prompts) == 1
+
+
 def test_numbers_in_json_are_answers_and_alternatives_of_a_text_are_divided(tmp_path, tokenizer):
-    [prompt] = custom.of_file(file(tmp_path, "a.json", [{"prompt": "How many?", "expected": 7, "alternatives": "seven|VII | seven|"}]),
+    [prompt] = custom.of_file(file(tmp_path, "a.json", [{"prompt": "How many?", "expected": 7, "alternatives": "seven|VII | seven|", "cluster": 3}]),
                               tokenizer, 0).prompts
-    assert prompt.target == " 7" and prompt.source["alternatives"] == ["seven", "VII"]
+    assert prompt.cluster == "3" and prompt.target == " 7" and prompt.source["alternatives"] == ["seven", "VII"]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -131,16 +137,23 @@ def test_the_order_is_the_seed_s(tmp_path, tokenizer):
 
 
 def test_without_a_file_the_generator_s_levels_are_asked_in_the_words_of_the_model(tokenizer):
-    for name in models.EMBEDDED:
-        told = Counter(p.source["category"] for p in custom.shipped(models.load(name).tokenizer, 0).prompts)
-        assert told == {LEVELS[level]: 100 for level in MAKERS["world"]}
-    english = custom.shipped(tokenizer, 0)
+    assert {lexicon_of(models.load(name).tokenizer) for name in models.EMBEDDED} == {"world"}
+    told = Counter(p.source["category"] for p in custom.shipped(models.load("tiny").tokenizer, 0).prompts)
+    assert told == {LEVELS[level]: 100 for level in MAKERS["world"]}
+    english, marked = custom.shipped(tokenizer, 0), custom.shipped(tokenizer, 0, bos=True)
     assert Counter(p.source["category"] for p in english.prompts) == dict.fromkeys(LEVELS.values(), 100)
-    assert custom.shipped(tokenizer, 1).fingerprint != english.fingerprint == custom.shipped(tokenizer, 0).fingerprint
-    marked = custom.shipped(tokenizer, 0, bos=True).prompts
-    assert {p.token_ids[0] for p in marked} == {tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+    assert custom.shipped(tokenizer, 1).fingerprint != english.fingerprint == marked.fingerprint
+    assert {p.token_ids[0] for p in marked.prompts} == {tokenizer.convert_tokens_to_ids("<|endoftext|>")}
     with pytest.raises(UserError, match="^method.bos=true: the prompts made for the embedded models bring their mark"):
         custom.shipped(models.load("tiny").tokenizer, 0, bos=True)
+
+
+def test_the_file_of_classified_questions_is_one_of_prompts(tmp_path, tokenizer):
+    question = Question("squad-1", "Who?", "Zoë", ("Zoe",), context="Zoë came.", category="Simple Recall", rule="short", cluster="article")
+    whole = {"settings": {}, "sources": {}, "judged": {}, "records": [question.record()]}
+    [prompt] = custom.of_file(file(tmp_path, "classified_questions.json", whole), tokenizer, 0).prompts
+    assert (prompt.prompt_id, prompt.text, prompt.target, prompt.cluster) == ("custom-squad-1", question.prompt, " Zoë", "article")
+    assert (prompt.source["category"], prompt.source["alternatives"]) == ("Simple Recall", ["Zoe"])
 
 
 @pytest.mark.parametrize("lexicon", MAKERS)

@@ -67,8 +67,8 @@ def permuted(answers, key, draws=400):
     kind, name = key
     mine = answers[(answers.prompts == kind) & ((answers.category == name) | (name == words.ALL))]
     random = np.random.default_rng(0)
-    shares = np.array([np.mean(np.concatenate([(random.permutation(part.expected) == part.answer).to_numpy() for _, part in mine.groupby("category")]))
-                       for _ in range(draws)])
+    parts = [(part.expected.to_numpy(), part.answer.to_numpy()) for _, part in mine.groupby("category")]
+    shares = np.array([sum((random.permutation(right) == said).sum() for right, said in parts) / len(mine) for _ in range(draws)])
     return *np.quantile(shares, [0.025, 0.975]), (1 + (shares >= mine.exact_match.mean() - 1e-9).sum()) / (1 + draws)
 
 
@@ -242,6 +242,7 @@ def test_a_prompt_leaves_room_for_its_answer_where_a_model_takes_only_so_many_to
 
 @pytest.mark.parametrize(("given", "said"), [
     (dict(source={"category": "Stress Test", "relation": "r"}), "Stress Test"), (dict(source={"relation": "The anthem of {} is in"}), "The anthem of … is in"),
+    (dict(source={"category": "mine", "relation_id": "P103"}), "mine"),
     (dict(source={"relation_id": "P103", "relation": "The mother tongue of {} is"}), "mother tongue"), (dict(source={"relation_id": "P9"}), "P9"),
     (dict(template="birth_country-2"), "country of birth (two facts)"), (dict(template="mqar8"), "recall among 8 pairs"),
     (dict(template="{} is in"), "pairs"), (dict(template="thing-2"), "pairs"), ({}, "pairs")])
