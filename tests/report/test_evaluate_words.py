@@ -77,6 +77,8 @@ def test_a_table_s_row_has_every_metric_and_what_shuffled_answers_reach():
     first = rows[0]
     assert (first["mean"], first["first_token"], first["f1"], first["shuffled"]) == (0.7, 0.9, 0.8, 0.1) and first["ci_low"] > 0.65
     assert (first["effect_size"], first["p_shuffled"]) == (1.4, 0.004)
+    pooled = [{**row, "p_adjusted": 0.02} for row in evaluate_summary(counted=False)]
+    assert {row["p_shuffled"] for row in say.profile(pooled)} == {0.02}
 
 
 def test_few_prompts_and_lonely_ones_are_named():
@@ -88,11 +90,12 @@ def test_few_prompts_and_lonely_ones_are_named():
 
 
 def test_examples_show_some_of_each_category_right_and_wrong():
-    answers = [{"prompt_id": f"p{i}", "prompts": "custom", "category": "ab"[i % 2], "prompt": f"Facts: x\nWhat is {i}? " + "long " * 40 * (i == 2),
-                "expected": f"right {i}", "alternatives": ["other"], "answer": "said\n" if i < 6 else "right", "ended": True, "first_token": 1.0,
+    answers = [{"prompt_id": f"p{i}", "prompts": "custom", "category": "ba"[i % 2], "prompt": f"Facts: x\nWhat is {i}? " + "long " * 40 * (i == 2),
+                "expected": f"right {i}", "alternatives": ["other" * (1 + 19 * (i == 2))], "answer": "said\n" if i < 6 else "right", "ended": True, "first_token": 1.0,
                 "exact_match": float(i >= 6), "f1": 0.5, "target_logprob": -1.5} for i in range(10)]
     (right, one), (wrong, two) = say.examples(answers)
     assert right == "Answers that are right (4 of 4, all in artifacts/answers.json)" and wrong.startswith("Answers that are wrong (4 of 6,")
-    assert [row[0] for row in two.rows] == ["a", "a", "b", "b"] and two.rows[0][1:4] == ["Facts: x ⏎ What is 0? ", "right 0 | other", "'said\\n'"]
-    assert two.rows[1][1].startswith("… ") and len(two.rows[1][1]) == say.LONG + 2 and two.rows[0][4:] == ["1", "0.50", "−1.50"]
+    assert [row[0] for row in two.rows] == ["a", "a", "b", "b"] and two.rows[2][1:4] == ["Facts: x ⏎ What is 0? ", "right 0 | other", "'said\\n'"]
+    assert two.rows[3][1].startswith("… ") and len(two.rows[3][1]) == say.LONG + 2 and two.rows[3][2] == f"{('right 2 | ' + 'other' * 20)[:say.LONG]} …"
+    assert two.rows[0][4:] == ["1", "0.50", "−1.50"]
     assert say.examples([answers[0]])[0][0].startswith("Answers that are wrong (1 of 1") and say.examples([]) == []

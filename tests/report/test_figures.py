@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from mamba_mi.config import UserError
 from mamba_mi.report.evaluate_words import levels
-from mamba_mi.report.figures import CATALOGUE, draw, save
+from mamba_mi.report.figures import CATALOGUE, draw, save, style
 from mamba_mi.report.figures.evaluate import METRICS as CAPABILITIES
 from mamba_mi.report.figures.style import NECESSITY_MAP, SUFFICIENCY_MAP
 
@@ -350,10 +350,14 @@ def test_a_profile_s_dots_and_intervals_are_the_summary_s(run):
         [dots] = [line for line in axes.lines if line.get_label() == label]
         mine = [row for (kind, _), row in rows.items() if kind == "custom"]
         assert list(dots.get_xdata()) == [row["mean"] for row in mine] and dots.get_color() == CAPABILITIES[metric][1]
+        assert list(dots.get_ydata() - np.arange(len(mine))) == pytest.approx([{"o": -0.24, "D": 0, "s": 0.24}[CAPABILITIES[metric][2]]] * len(mine))
         ends = {tuple(line.get_xdata()) for line in axes.lines if line.get_color() == dots.get_color() and len(line.get_xdata()) == 2}
         assert {(row.get("wilson_low", row["ci_low"]), row.get("wilson_high", row["ci_high"])) for row in mine} <= ends
     assert "with fewer prompts" not in caption
-    many = draw("capability_profile", run(evaluate_summary({"custom": [f"kind {i:02d}" for i in range(60)]}))[1])
+    assert {tuple(line.get_xdata()) for line in axes.lines if line.get_color() == style.GREY} == {(0.1, 0.1)}
+    few = [{**row, "n": row["n"] - (row["conditions"]["category"] < "kind 20")} for row in evaluate_summary({"custom": [f"kind {i:02d}" for i in range(60)]})]
+    many = draw("capability_profile", run(few)[1])
+    assert [label.get_text() for label in panels(many[0])["custom"].get_yticklabels()][1] == "kind 20"
     assert len(panels(many[0])["custom"].get_yticks()) == 41 and many[1].endswith(" 20 categories with fewer prompts are in summary.json alone.")
     bars = {(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in axes.patches}
     assert bars == {(round(row["control_low"], 6), round(row["control_high"] - row["control_low"], 6))
