@@ -19,6 +19,7 @@ from mamba_mi.experiments._evaluate_candidates import candidates, category, gold
 from mamba_mi.experiments.evaluate import Evaluate, Knobs
 from mamba_mi.interventions import Edit, Scale
 from mamba_mi.measure.effects import PREDICTION
+from mamba_mi.measure.scoring import Said
 from mamba_mi.measure.stats import wilson
 from mamba_mi.report import evaluate_words as words
 from mamba_mi.trace import Site, Trace
@@ -139,6 +140,7 @@ def test_interventions_act_on_all_and_the_clean_run_stands_beside():
     marks = beside[beside.metric != PREDICTION].set_index(["prompt_id", "metric"])
     without = clean[clean.metric != PREDICTION].set_index(["prompt_id", "metric"]).value
     assert marks.baseline.sort_index().equals(without.sort_index().rename("baseline"))
+    assert set(beside[beside.metric == PREDICTION].prompt_id) == {p.prompt_id for p in prompts}
     for prompt in prompts[:20]:
         with Trace(interventions=experiment.interventions(None)) as trace:
             log_p = lm(torch.tensor([prompt.token_ids]), trace=trace)[0][0, -1].log_softmax(-1)
@@ -148,6 +150,19 @@ def test_interventions_act_on_all_and_the_clean_run_stands_beside():
     groups = Dimmed.in_groups(pa.Table.from_pandas(both, preserve_index=False)).to_pandas()
     whole = groups[(groups.category == words.ALL) & (groups.against == words.CLEAN) & (groups.metric == "f1")]
     assert sorted(whole.prompt_id) == sorted(p.prompt_id for p in prompts)
+
+
+def test_the_orders_are_the_seed_s_and_the_cost_is_counted():
+    lm, said = models.load("tiny"), Said(0, "Nordenby")
+    known = [prompt(f"p{i}", f"x {i}", target) for i, target in enumerate(("Nordenby", "Selbrin") * 4)]
+    drawn = []
+    for seed in (0, 0, 1):
+        experiment = Evaluate(Knobs(prompts="dataset", max_new_tokens=5), lm, Setting(seed, 1 << 30))
+        [batch] = experiment.batches(experiment.candidates(lambda: Dataset("a", tuple(known), "1")).prompts)
+        drawn.append(experiment.shuffled.scores("p0", said)[:, 1].tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    # of 8 prompts of 2 tokens: read once, and gone on from 4 times; an answer of one token is told by the prompt's reading
+    assert experiment.cost(batch) == (8, 8 * (2 + 4) * lm.config.n_layer)
 
 
 @pytest.mark.parametrize(("more", "said"), [
@@ -171,13 +186,16 @@ def test_a_mistake_is_one_line_and_nothing_is_written(more, said, tmp_path, monk
 
 def test_a_file_of_the_user_s_own_is_assessed(tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.csv"
-    path.write_text("prompt,expected,category\nthe capital city of Avaria is,Nordenby,capitals\nthe capital city of Boreland is,Selbrin,capitals\n"
-                    "the queen of Avaria is,Paris,queens\nthe people of Drovia speak,Drovian,alone\n")
-    launch(monkeypatch, "experiment=evaluate", "method.prompts=custom", f"method.path={path}", "method.resamples=50", f"paths.logs={tmp_path}")
+    path.write_text("prompt,expected,category,alternatives\nthe capital city of Avaria is,Nordenby,capitals,Torvik | Orfell\n"
+                    "the capital city of Boreland is,Selbrin,capitals,\nthe queen of Avaria is,Paris,queens,\nthe people of Drovia speak,Drovian,alone,\n")
+    launch(monkeypatch, "experiment=evaluate", "method.prompts=custom", f"method.path={path}", "method.resamples=50", "method.stop=[.]",
+           "method.max_new_tokens=1", f"paths.logs={tmp_path}")
     folder = only_run(tmp_path)
     dropped = [p for p in json.loads((folder / "prompts.json").read_text()) if not p["kept"]]
     assert [p["why"] for p in dropped] == ["the prompt holds words outside the tokenizer's vocabulary"]
-    answers = {a["prompt"]: (a["answer"], a["exact_match"]) for a in json.loads((folder / "artifacts" / "answers.json").read_text())}
+    rows = json.loads((folder / "artifacts" / "answers.json").read_text())
+    assert not any(a["ended"] for a in rows) and sorted(a["alternatives"] for a in rows) == [[], [], ["Torvik", "Orfell"]]
+    answers = {a["prompt"]: (a["answer"], a["exact_match"]) for a in rows}
     assert answers["the capital city of Avaria is"] == ("Nordenby", 1) and answers["the capital city of Boreland is"][1] == 0
     summary = json.loads((folder / "summary.json").read_text())
     alone = words.levels(summary, "exact_match")["custom", "alone"]
