@@ -150,7 +150,7 @@ def test_without_a_file_the_generator_s_levels_are_asked_in_the_words_of_the_mod
 
 def test_the_file_of_classified_questions_is_one_of_prompts(tmp_path, tokenizer):
     question = Question("squad-1", "Who?", "Zoë", ("Zoe",), context="Zoë came.", category="Simple Recall", rule="short", cluster="article")
-    whole = {"settings": {}, "sources": {}, "judged": {}, "records": [question.record()]}
+    whole = {"settings": {}, "sources": {}, "judged": [], "records": [question.record()]}
     [prompt] = custom.of_file(file(tmp_path, "classified_questions.json", whole), tokenizer, 0).prompts
     assert (prompt.prompt_id, prompt.text, prompt.target, prompt.cluster) == ("custom-squad-1", question.prompt, " Zoë", "article")
     assert (prompt.source["category"], prompt.source["alternatives"]) == ("Simple Recall", ["Zoe"])
