@@ -55,7 +55,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     questions, dropped = sift(ids, texts, zip(ids, (record for _, record in wanted), strict=True), lambda item: _question(*item))
     if not knobs.context:
         questions = [replace(each, prompt=asked(each.question)) for each in questions]
-    made, more = prompts(questions, tokenizer, bos=knobs.bos, longest=knobs.longest)
+    made, more = prompts(questions, tokenizer, bos=knobs.bos)
     return Dataset("classified", tuple(shuffled(made, seed, "classified")), fingerprint(knobs.path), dropped=(*dropped, *more))
 
 

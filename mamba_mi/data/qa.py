@@ -57,11 +57,9 @@ class Answered(NamedTuple):
 
 def dataset(of: Published, knobs: Choices, tokenizer, seed: int) -> Dataset:
     """The set's questions as prompts, in an order drawn from the seed."""
-    if knobs.longest is not None and knobs.longest < 1:
-        raise UserError(f"dataset.longest={knobs.longest}: give at least 1 token, or null for any length")
     found = questions(of, knobs, seed)
     asking = found.questions if knobs.context else [replace(each, prompt=asked(each.question)) for each in found.questions]
-    made, more = prompts(asking, tokenizer, bos=knobs.bos, longest=knobs.longest)
+    made, more = prompts(asking, tokenizer, bos=knobs.bos)
     dropped = tuple(sorted([*found.dropped, *more], key=lambda each: each.prompt_id))
     return Dataset(of.name, tuple(shuffled(made, seed, of.name)), found.fingerprint, dropped=dropped, origin=found.origin)
 

@@ -61,10 +61,9 @@ def of_record(record: Mapping) -> Question:
     return Question(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items() if key in known})
 
 
-def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
-            longest: int | None = None) -> tuple[list[Prompt], list[Dropped]]:
+def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False) -> tuple[list[Prompt], list[Dropped]]:
     """Each question as a prompt of this tokenizer, its spans `question` (the last time it is asked) and `facts`; and those that
-    it cannot write, or that take more than `longest` tokens, with the reason."""
+    it cannot write, with the reason."""
     texts = [each.prompt for each in questions]
     encoded, before = encode(texts, tokenizer), bos_ids(tokenizer, bos)
     targets = [following(each.prompt, each.expected) for each in questions]
@@ -73,8 +72,6 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
         each, tokens, target, target_ids = item
         check_known(tokens.ids, tokenizer, "the prompt")
         check_known(target_ids, tokenizer, "the answer")
-        if longest is not None and len(before) + len(tokens.ids) > longest:
-            raise Unusable(f"the prompt is longer than {longest} tokens")
         spans = {name: token_span(tokens.offsets, *where) for name, where in characters(each).items()}
         return prompt(each.question_id, each.prompt, tokens.ids, target, target_ids, spans, bos=before,
                       cluster=each.cluster or each.question_id, template=each.category or each.source, source=each.record())

@@ -25,11 +25,3 @@ def test_a_prompt_says_where_the_facts_and_the_last_question_are(tokenizer):
     assert said == {"facts": FOUND.context, "question": FOUND.question}
     assert prompt.spans["question"][0] > prompt.spans["facts"][1]
     assert [*prompt.token_ids, *prompt.target_ids] == tokenizer(FOUND.prompt + " Danish")["input_ids"]
-
-
-def test_too_long_a_prompt_is_dropped_with_its_reason(tokenizer):
-    length = len(prompts([FOUND], tokenizer)[0][0].token_ids)
-    assert prompts([FOUND], tokenizer, longest=length)[1] == []
-    [why] = prompts([FOUND], tokenizer, longest=length - 1)[1]
-    assert why.why == f"the prompt is longer than {length - 1} tokens" and why.prompt_id == "q-1"
-    assert len(prompts([FOUND], tokenizer, bos=True, longest=length)[1]) == 1

@@ -47,6 +47,20 @@ def test_prompts_longer_than_the_model_takes_are_dropped_and_counted(tmp_path):
         data.load(knobs, tokenizer, 0, 3)
 
 
+def test_the_knob_longest_is_a_limit_beside_the_models_and_the_smaller_counts(tmp_path):
+    path, tokenizer = tmp_path / "mine.json", facts.tokenizer()
+    path.write_text(json.dumps([{"question": prompt, "prompt": prompt, "expected": answer, "category": "Simple Recall", "question_id": prompt[-4:]}
+                                for prompt, answer in (("Mira works every day as a", "cook"), ("Mira works every day as a a", "cook"),
+                                                       ("Petra works every day as a", "cook cook"))]))
+    knobs, own = {"name": "classified", "path": str(path)}, {"longest": 6}
+    for more, model, kept, why in (({}, None, 3, None), (own, None, 1, "of dataset.longest"), (own, 7, 1, "of dataset.longest"),
+                                   ({"longest": 7}, 6, 1, "this model takes"), ({"longest": None}, 6, 1, "this model takes"), ({"bos": True}, 7, 1, "this model takes")):
+        made = data.load(knobs | more, tokenizer, 0, model)
+        assert len(made.prompts) == kept and {d.why for d in made.dropped} == ({f"longer than the {7 if 'bos' in more else 6} tokens {why}"} if why else set())
+    with pytest.raises(UserError, match="^dataset.longest=0: give at least 1, or null for any length$"):
+        data.load(knobs | {"longest": 0}, tokenizer, 0)
+
+
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"name": "counterfacts"}, r"no such data set; there are .*pairs.*; did you mean 'counterfact'\?"),
     ({"name": "prompt"}, "dataset.name=prompt: no such data set"),
