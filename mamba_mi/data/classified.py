@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mamba_mi.config import UserError, did_you_mean
 from mamba_mi.data.pairing import shuffled
 from mamba_mi.data.prompt import Dataset
-from mamba_mi.data.questions import CATEGORIES, Question, asked, of_record, prompts
+from mamba_mi.data.questions import CATEGORIES, Question, bare, of_record, prompts
 from mamba_mi.data.reading import (
     Unusable,
     fingerprint,
@@ -53,10 +53,9 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     ids = [printable(str(record.get("question_id") or f"classified-{row:06d}")) for row, record in wanted]
     texts = [str(record.get("question") or "") for _, record in wanted]
     questions, dropped = sift(ids, texts, zip(ids, (record for _, record in wanted), strict=True), lambda item: _question(*item))
-    if not knobs.context:
-        questions = [replace(each, prompt=asked(each.question)) for each in questions]
-    made, more = prompts(questions, tokenizer, bos=knobs.bos)
-    return Dataset("classified", tuple(shuffled(made, seed, "classified")), fingerprint(knobs.path), dropped=(*dropped, *more))
+    asking, twice = (questions, []) if knobs.context else bare(questions)
+    made, more = prompts(asking, tokenizer, bos=knobs.bos)
+    return Dataset("classified", tuple(shuffled(made, seed, "classified")), fingerprint(knobs.path), dropped=(*dropped, *twice, *more))
 
 
 def read(path: str, key: str) -> dict | None:

@@ -13,7 +13,7 @@ from mamba_mi.config import UserError, stream
 from mamba_mi.data import hub, local
 from mamba_mi.data.pairing import shuffled
 from mamba_mi.data.prompt import Dataset, Dropped
-from mamba_mi.data.questions import Question, asked, prompts
+from mamba_mi.data.questions import Question, bare, prompts
 from mamba_mi.data.reading import Unusable, checked, printable, require_columns, sift
 
 
@@ -58,9 +58,9 @@ class Answered(NamedTuple):
 def dataset(of: Published, knobs: Choices, tokenizer, seed: int) -> Dataset:
     """The set's questions as prompts, in an order drawn from the seed."""
     found = questions(of, knobs, seed)
-    asking = found.questions if knobs.context else [replace(each, prompt=asked(each.question)) for each in found.questions]
+    asking, twice = (found.questions, []) if knobs.context else bare(found.questions)
     made, more = prompts(asking, tokenizer, bos=knobs.bos)
-    dropped = tuple(sorted([*found.dropped, *more], key=lambda each: each.prompt_id))
+    dropped = tuple(sorted([*found.dropped, *twice, *more], key=lambda each: each.prompt_id))
     return Dataset(of.name, tuple(shuffled(made, seed, of.name)), found.fingerprint, dropped=dropped, origin=found.origin)
 
 

@@ -5,7 +5,7 @@ A question is text and knows no tokenizer; `prompts` makes a model's prompts of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from mamba_mi.data.encoding import bos_ids, check_known, encode, encode_targets, following, prompt
 from mamba_mi.data.prompt import Dropped, Prompt
@@ -53,6 +53,19 @@ def asked(question: str, context: str = "") -> str:
     """Question, facts and the question again, for a model that reads once from left to right knows first what to keep."""
     told = f"Question: {question}\nFacts: {context}\n" if context else ""
     return f"{told}Question: {question}\nAnswer:"
+
+
+def bare(questions: Sequence[Question]) -> tuple[list[Question], list[Dropped]]:
+    """The questions without their facts; of those that are the same then the first."""
+    seen: set[str] = set()
+
+    def make(each: Question) -> Question:
+        if each.question in seen:
+            raise Unusable("without the facts an earlier record has the same prompt")
+        seen.add(each.question)
+        return replace(each, prompt=asked(each.question))
+
+    return sift([each.question_id for each in questions], [each.question for each in questions], questions, make)
 
 
 def of_record(record: Mapping) -> Question:

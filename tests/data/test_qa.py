@@ -284,3 +284,12 @@ def test_prompts_have_the_facts_and_the_question_as_spans_and_keep_the_record(tm
     prompt = next(p for p in told.prompts if p.target == " Zed")
     assert prompt.source["context"] == "Oru lives in Zed." and prompt.cluster == "Oru" and prompt.template == "squad"
     assert {p.text for p in bare.prompts} == {"Question: Where does Oru live?\nAnswer:", "Question: Who lives in Zed?\nAnswer:"}
+
+
+def test_without_facts_no_prompt_is_there_twice(tmp_path, tokenizer):
+    records = [published.squad(), published.squad(context="Oru lives in Velmora.", answers=("Velmora",)), published.squad(question="Who?")]
+    path = write(tmp_path / "x.parquet", "squad", records)
+    told, bare = (data.load({"name": "squad", "path": path, "context": context}, tokenizer, 0) for context in (True, False))
+    assert len(told.prompts) == 3 and not told.dropped
+    assert {p.prompt_id: p.target for p in bare.prompts} == {"squad-000000": " Zed", "squad-000002": " Zed"}
+    assert [(d.prompt_id, d.why) for d in bare.dropped] == [("squad-000001", "without the facts an earlier record has the same prompt")]

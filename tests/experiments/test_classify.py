@@ -187,7 +187,10 @@ def test_records_that_are_none_are_dropped_with_their_reason(tokenizer, tmp_path
     good = {"question": "Who?", "expected": "Zed", "category": "Simple Recall"}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([good, {**good, "category": "Riddles"}, {**good, "expected": " "}, {"question": "Who?"}, {**good, "context": 7},
-                                {**good, "context": None, "question": "And who?", "alternatives": ["of Zed"]}]))
+                                {**good, "context": None, "question": "And who?", "alternatives": ["of Zed"]}, {**good, "context": "Zed."}]))
     found = data.load({"name": "classified", "path": str(path)}, tokenizer, 0)
-    assert len(found.prompts) == 2
+    assert len(found.prompts) == 3
+    bare = data.load({"name": "classified", "path": str(path), "context": False}, tokenizer, 0)
+    assert {p.text for p in bare.prompts} == {"Question: Who?\nAnswer:", "Question: And who?\nAnswer:"} and len(bare.prompts) == 2
+    assert bare.dropped[-1].why == "without the facts an earlier record has the same prompt"
     assert [d.why for d in found.dropped] == ["category is none of the seven", "expected is empty", "expected is empty", "context is not text"]
