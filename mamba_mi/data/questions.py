@@ -95,6 +95,8 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False) -> t
 
 def characters(each: Question) -> dict[str, tuple[int, int]]:
     """Where the facts and the last question stand in the prompt, where they do."""
-    found = {"facts": (each.prompt.find(each.context), len(each.context)),
+    head = f"Question: {each.question}\nFacts: "  # whose question may hold all that the facts say
+    begin = len(head) if each.prompt.startswith(head) else 0
+    found = {"facts": (each.prompt.find(each.context, begin), len(each.context)),
              "question": (each.prompt.rfind(each.question), len(each.question))}
     return {name: (start, start + length) for name, (start, length) in found.items() if length and start >= 0}
