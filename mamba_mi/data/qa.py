@@ -101,6 +101,8 @@ def _found(of: Published, knobs: Choices, seed: int, key: str) -> tuple[hub.Foun
 
 def _question(of: Published, question_id: str, record: Mapping, seen: set[str]) -> Question:
     made = replace(of.question(record), question_id=question_id, source=of.name)
+    for name in ("context", "cluster", "kind"):  # titles among them: what no file can hold would be found when it is written
+        checked(getattr(made, name), name, may_be_empty=True)
     if made.prompt in seen:
         raise Unusable("an earlier record has the same prompt")
     seen.add(made.prompt)

@@ -80,6 +80,17 @@ def test_half_a_surrogate_pair_is_dropped_not_fatal(read, tmp_path):
     assert found.dropped[0].text == "Who is ??"
 
 
+@pytest.mark.parametrize(("name", "record", "why"), [
+    ("squad", published.squad(title="\ud83d"), "cluster"), ("drop", published.drop(section="\ud83d"), "cluster"),
+    ("drop", published.drop(types=("\ud83d",)), "kind"), ("natural_questions", published.natural_questions(title="\ud83d"), "cluster"),
+    ("triviaqa", {**published.triviaqa(), "answer": {"value": "Oru", "normalized_value": "\ud83d"}}, "cluster"),
+    ("hotpotqa", published.hotpotqa(context=(("\ud83d", ("Oru.",)),)), "context.title"), ("hotpotqa", published.hotpotqa(facts=(("\ud83d", 0),)), "cluster"),
+    ("musique", {**published.musique(), "paragraphs": [{"title": "\ud83d", "paragraph_text": "Oru.", "is_supporting": False}]}, "context")])
+def test_half_a_surrogate_pair_in_a_name_is_dropped_before_it_is_written(name, record, why, read):
+    found = read(name, [record, MADE[name](question="Who else?")], ".jsonl")
+    assert len(found.questions) == 1 and whys(found) == {f"{why} is not valid Unicode (half of a surrogate pair)": 1}
+
+
 def test_hotpot_facts_are_distinct_sentences_and_a_bridge_is_two_hops(read):
     record = published.hotpotqa(facts=(("A", 0), ("B", 1), ("A", 0), ("A", 1), ("B", 7)))
     question = one(read("hotpotqa", [record]))
