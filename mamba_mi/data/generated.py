@@ -18,7 +18,7 @@ from mamba_mi.data.generation import LEVELS, MAKERS, chosen, generate, left_out,
 from mamba_mi.data.generation.draft import Generated, read
 from mamba_mi.data.prompt import Dataset, Dropped
 from mamba_mi.data.questions import Question, characters
-from mamba_mi.data.reading import Unusable, fingerprint, read_records, sift
+from mamba_mi.data.reading import Unusable, fingerprint, printable, read_records, require_once, sift
 from mamba_mi.data.written import Written
 
 LEXICONS = ("auto", *MAKERS)
@@ -81,10 +81,9 @@ def digest_of(made: list[Generated]) -> str:
 
 def _of_file(path: str, levels: list[str]) -> tuple[list[Generated], list[Dropped]]:
     records = read_records(path)
-    ids = [str(record.get("question_id") or f"row-{row}") for row, record in enumerate(records)]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"dataset.path={path}: a question_id is there more than once; experiment=prompts writes such a file")
-    wanted = {LEVELS[level] for level in levels}
+    ids = [printable(str(record.get("question_id") or f"row-{row}")) for row, record in enumerate(records)]
+    require_once(ids, "question_id", f"dataset.path={path}")
+    wanted = [LEVELS[level] for level in levels]
 
     def make(record) -> Generated:
         if record.get("category") not in wanted:

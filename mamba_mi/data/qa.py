@@ -136,14 +136,6 @@ def rows(record: Mapping, outer: str, *inner: str) -> list[tuple]:
     return list(zip(*columns, strict=True))
 
 
-def listed(record: Mapping, name: str) -> list:
-    """The list in a column, an empty one where there is none; Unusable where it holds something else."""
-    value = record.get(name)
-    if value is not None and not isinstance(value, list):
-        raise Unusable(f"{name} is not a list")
-    return value or []
-
-
 def answers(values: Sequence, name: str) -> tuple[str, tuple[str, ...]]:
     """The first answer, and the others that differ from it; Unusable where there is none."""
     found = list(dict.fromkeys(checked(value, name).strip() for value in values))

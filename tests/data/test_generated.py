@@ -227,10 +227,27 @@ def test_a_file_gives_what_the_seed_gives_and_chooses_levels(written, words):
 def test_a_record_without_its_partner_is_dropped_with_the_reason(written, words):
     records = json.loads(written.read_text())
     del records[0]["corrupt"], records[1]["lexicon"]
+    wrong = [("prompt", None, "prompt is empty"), ("expected", 7, "expected is not text"), ("question", 7, "question is not text"),
+             ("subject", [5], "subject is not [start, end] within the prompt's characters"), ("subject", 7, "subject is not a list"),
+             ("subject", ["a", "b"], "subject is not [start, end] within the prompt's characters"), ("alternatives", "the A", "alternatives is not a list"),
+             ("alternatives", [7], "alternatives is not text"), ("category", ["Simple Recall"], "of a level that was not asked for")]
+    for record, (key, value, _) in zip(records[2:], wrong):
+        record[key] = value
+    for record, (key, value, _) in zip(records[20:], wrong[:-1]):
+        record["corrupt"][key] = value
     written.write_text(json.dumps(records))
     dropped = {d.prompt_id: d.why for d in load({"name": "generated", "path": str(written)}, words, 0).dropped}
     assert dropped[records[0]["question_id"]] == "it has no corrupted partner"
     assert dropped[records[1]["question_id"]] == "a key of a generated prompt is missing"
+    assert [dropped[record["question_id"]] for record in records[2:2 + len(wrong)]] == [why for *_, why in wrong]
+    assert [dropped[record["question_id"]] for record in records[20:19 + len(wrong)]] == [why for *_, why in wrong[:-1]]
+
+
+def test_a_file_with_an_id_twice_is_refused(written, words):
+    records = json.loads(written.read_text())
+    written.write_text(json.dumps([*records, records[5]]))
+    with pytest.raises(UserError, match=f"question_id '{records[5]['question_id']}' is there more than once"):
+        load({"name": "generated", "path": str(written)}, words, 0)
 
 
 @pytest.mark.parametrize(("knobs", "message"), [

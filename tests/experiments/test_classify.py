@@ -153,6 +153,13 @@ def test_another_file_in_its_place_is_not_overwritten(made):
     assert made.file.read_text() == '{"mine": 1}'
 
 
+@pytest.mark.parametrize("said", ["", "[]", '{"settings": [], "sources": {}, "judged": [], "records": []}'])
+def test_a_file_of_another_shape_is_one_line_too(made, said):
+    made.file.write_text(said)
+    with pytest.raises(UserError, match="a file that experiment=classify did not make"):
+        made()
+
+
 def test_a_power_cut_leaves_no_half_of_it(made, monkeypatch):
     def cut(path, whole):
         raise KeyboardInterrupt
@@ -179,6 +186,12 @@ def test_the_data_set_reads_what_was_kept(made, tokenizer, tmp_path):
     assert {p.source["category"] for p in one.prompts} == {"Two-Hop Reasoning"} and all(set(p.spans) == {"question"} for p in one.prompts)
     with pytest.raises(UserError, match="dataset.categories=Two-Hop: there are Simple Recall, .*did you mean 'Two-Hop Reasoning'"):
         data.load({"name": "classified", "path": str(made.file), "categories": ["Two-Hop"]}, tokenizer, 0)
+    with pytest.raises(UserError, match=r"dataset.categories=\[\]: at least one, or null"):
+        data.load({"name": "classified", "path": str(made.file), "categories": []}, tokenizer, 0)
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * (json.dumps(whole["records"][0]) + "\n"))
+    with pytest.raises(UserError, match="^dataset.path=.*: question_id 'squad-.*' is there more than once"):
+        data.load({"name": "classified", "path": str(twice)}, tokenizer, 0)
     with pytest.raises(UserError, match="no such file.*experiment=classify` makes it"):
         data.load({"name": "classified", "path": str(tmp_path / "nowhere.json")}, tokenizer, 0)
 
@@ -190,6 +203,11 @@ def test_records_that_are_none_are_dropped_with_their_reason(tokenizer, tmp_path
                                 {**good, "context": None, "question": "And who?", "alternatives": ["of Zed"]}, {**good, "context": "Zed."}]))
     found = data.load({"name": "classified", "path": str(path)}, tokenizer, 0)
     assert len(found.prompts) == 3
+    for name in ("alternatives", "supporting_facts"):
+        path.write_text(json.dumps([good, {**good, name: "Zed", "question": "And?"}, {**good, name: [7], "question": "Or?"}, {**good, "num_hops": "2"}]))
+        other = data.load({"name": "classified", "path": str(path)}, tokenizer, 0)
+        assert [d.why for d in other.dropped] == [f"{name} is not a list", f"{name} is not text", "num_hops is not a number"]
+    path.write_text(json.dumps([good, {**good, "question": "And who?"}, {**good, "context": "Zed."}]), encoding="utf-8-sig")
     bare = data.load({"name": "classified", "path": str(path), "context": False}, tokenizer, 0)
     assert {p.text for p in bare.prompts} == {"Question: Who?\nAnswer:", "Question: And who?\nAnswer:"} and len(bare.prompts) == 2
     assert bare.dropped[-1].why == "without the facts an earlier record has the same prompt"
