@@ -93,7 +93,7 @@ def _found(of: Published, knobs: Choices, seed: int, key: str) -> tuple[hub.Foun
     where = {"split": knobs.split, "config": knobs.config}
     if knobs.path:
         path_key = f"{key}.path" if key == "dataset" else key
-        return local.read(knobs.path, **where, choose=choose, key=path_key, otherwise=hub.download(knobs.hub, key)), f"{path_key}={knobs.path}"
+        return local.read(knobs.path, **where, choose=choose, key=path_key, otherwise=hub.download(knobs.hub, knobs.config, key)), f"{path_key}={knobs.path}"
     where |= {"revision": knobs.revision, "key": key}
     found = hub.beginning(knobs.hub, knobs.samples, **where) if of.streamed else hub.whole(knobs.hub, **where, choose=choose)
     return found, f"dataset.hub={knobs.hub}"
