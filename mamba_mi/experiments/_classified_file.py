@@ -112,6 +112,8 @@ def _differs(key: str, then: object, now: object) -> str:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "null"
     return f"[{', '.join(map(str, value))}]" if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 

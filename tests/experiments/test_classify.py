@@ -77,7 +77,7 @@ def test_it_is_made_once_reused_refused_and_made_again(made, sources, tmp_path):
     assert made(resamples=30, paths=moved).whole == whole and made.file.stat().st_mtime_ns == stamp and beside.is_file()
     other = published.write(tmp_path / "other.parquet", "squad", [published.squad()])
     for knobs, said in (({"seed": 1}, "seed was 0 and is 1"), ({"target_per_category": 7}, "target_per_category was 6 and is 7"),
-                        ({"sets": ["squad"]}, "sets was .squad, hotpotqa,.* and is .squad."), ({"samples_per_dataset": None}, "samples_per_dataset was 1000 and is None"),
+                        ({"sets": ["squad"]}, "sets was .squad, hotpotqa,.* and is .squad."), ({"samples_per_dataset": None}, "samples_per_dataset was 1000 and is null"),
                         ({"paths": {**sources, "squad": None}}, "squad was read from a file of .* and is the hub's rajpurkar/squad now"),
                         ({"paths": {**sources, "squad": other}}, "squad was read from a file of sha256 .* and is a file of")):
         with pytest.raises(UserError, match=f"made with other settings: {said}.*force=true$"):
