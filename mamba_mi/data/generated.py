@@ -10,11 +10,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.config import UserError, did_you_mean, several
 from mamba_mi.data import written
 from mamba_mi.data.encoding import following
 from mamba_mi.data.facts.vocabulary import BOS
-from mamba_mi.data.generation import LEVELS, MAKERS, chosen, generate, left_out, lexicon_of
+from mamba_mi.data.generation import LEVELS, MAKERS, generate, left_out, lexicon_of
 from mamba_mi.data.generation.draft import Generated, read
 from mamba_mi.data.prompt import Dataset, Dropped
 from mamba_mi.data.questions import Question, characters
@@ -41,7 +41,7 @@ class Knobs:
 
 def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     """Pairs of one layout, and as prompts also those whose partner has another number of tokens."""
-    levels, dropped = chosen(knobs.level, "dataset.level"), []
+    levels, dropped = several(knobs.level, list(LEVELS), "dataset.level"), []
     if knobs.path:
         made, dropped = _of_file(knobs.path, levels)
         digest = fingerprint(knobs.path)

@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from mamba_mi.config import several
 from mamba_mi.data import Batch, Prompt, generated
-from mamba_mi.data.generation import LEVELS, chosen, left_out
+from mamba_mi.data.generation import LEVELS, left_out
 from mamba_mi.data.generation.draft import Generated
 from mamba_mi.experiments import UNTESTED, Experiment, at_least
 from mamba_mi.measure.effects import effects
@@ -49,7 +50,7 @@ class Prompts(Experiment):
 
     def check(self) -> None:
         at_least(self.knobs, per_level=1, resamples=20)
-        self.levels = chosen(self.knobs.level, "method.level")
+        self.levels = several(self.knobs.level, list(LEVELS), "method.level")
         self.lexicon = generated.lexicon_for(self.knobs.lexicon, self.lm.tokenizer, "method.lexicon")
 
     @cached_property

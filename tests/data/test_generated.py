@@ -252,7 +252,8 @@ def test_a_file_with_an_id_twice_is_refused(written, words):
 
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"level": "two_hops"}, r"dataset.level=two_hops: there are all, simple_recall.*did you mean 'two_hop'\?"),
-    ({"level": []}, "at least one level"),
+    ({"level": []}, "at least one, and each once"),
+    *(({"level": asked}, "dataset.level=.*: there are all, simple_recall") for asked in (None, 5, [5], [["two_hop"]], {"two_hop": 1})),
     ({"level": ["combined", "combined"]}, "each once"),
     ({"level": "combined"}, r"dataset.level=combined: lexicon=world cannot say it .*there are simple_recall"),
     ({"lexicon": "latin"}, "dataset.lexicon=latin: there are auto, english, world"),

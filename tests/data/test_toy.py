@@ -153,7 +153,8 @@ def test_patching_the_subject_at_the_embedding_makes_one_side_the_other(words, n
 
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"name": "toy", "task": "mqarr"}, r"dataset.task=mqarr: there are all, .*did you mean 'mqar'\?"),
-    ({"name": "toy", "task": []}, "at least one task"),
+    ({"name": "toy", "task": []}, "at least one, and each once"), ({"name": "toy", "task": ["mqar", "mqar"]}, "at least one, and each once"),
+    *(({"name": "toy", "task": asked}, "dataset.task=.*: there are all, copying") for asked in (None, 5, [5], [["mqar"]], {"mqar": 1})),
     ({"name": "toy", "length": 2}, "dataset.length=2: give at least 3"),
     ({"name": "toy", "pairs": 1}, "dataset.pairs=1: give at least 2"),
     ({"name": "toy", "task": "copying", "length": 500}, "dataset.task=copying needs 502 different words .* or a smaller dataset.length"),

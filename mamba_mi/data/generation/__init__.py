@@ -7,9 +7,8 @@ partner: the same template, one fact changed, another answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.config import UserError, stream
 from mamba_mi.data.facts import vocabulary
 from mamba_mi.data.facts.tasks import Draw
 from mamba_mi.data.generation import english, world_words
@@ -25,17 +24,6 @@ TRIES = 200  # draws for one new prompt, before a level counts as used up
 def lexicon_of(tokenizer) -> str:
     """The words that a model with this tokenizer reads."""
     return "world" if tokenizer is not None and tokenizer.get_vocab() == vocabulary() else "english"
-
-
-def chosen(levels: Any, key: str) -> list[str]:
-    """The levels that a knob names: "all", one, or a list."""
-    names = list(LEVELS) if levels == "all" else [levels] if isinstance(levels, str) else list(levels)
-    for name in names:
-        if name not in LEVELS:
-            raise UserError(f"{key}={name}: there are all, {', '.join(LEVELS)}{did_you_mean(name, LEVELS)}")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{key}={names}: at least one level, and each once")
-    return names
 
 
 def left_out(lexicon: str, levels: Iterable[str]) -> dict[str, str]:
