@@ -49,7 +49,7 @@ def test_prompts_longer_than_the_model_takes_are_dropped_and_counted(tmp_path):
 
 def test_the_knob_longest_is_a_limit_beside_the_models_and_the_smaller_counts(tmp_path):
     path, tokenizer = tmp_path / "mine.json", facts.tokenizer()
-    path.write_text(json.dumps([{"question": prompt, "prompt": prompt, "expected": answer, "category": "Simple Recall", "question_id": prompt[-4:]}
+    path.write_text(json.dumps([{"question": prompt, "prompt": prompt, "expected": answer, "category": "Simple Recall", "question_id": prompt}
                                 for prompt, answer in (("Mira works every day as a", "cook"), ("Mira works every day as a a", "cook"),
                                                        ("Petra works every day as a", "cook cook"))]))
     knobs, own = {"name": "classified", "path": str(path)}, {"longest": 6}
