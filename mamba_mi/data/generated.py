@@ -71,7 +71,7 @@ def made_of(lexicon: str, levels: list[str], per_level: int, seed: int, group: s
     if len(unsayable) == len(levels):
         raise UserError(f"{group}.level={','.join(levels)}: lexicon={lexicon} cannot say it ({'; '.join(unsayable.values())}); "
                         f"there are {', '.join(MAKERS[lexicon])}")
-    return generate(lexicon, levels, per_level, seed)
+    return generate(lexicon, levels, per_level, seed, f"{group}.per_level")
 
 
 def digest_of(made: list[Generated]) -> str:

@@ -52,13 +52,9 @@ class Prompts(Experiment):
         at_least(self.knobs, per_level=1, resamples=20)
         self.levels = several(self.knobs.level, list(LEVELS), "method.level")
         self.lexicon = generated.lexicon_for(self.knobs.lexicon, self.lm.tokenizer, "method.lexicon")
-
-    @cached_property
-    def made(self) -> dict[str, list[Generated]]:
-        """A level's prompts, by level."""
         items = generated.made_of(self.lexicon, self.levels, self.knobs.per_level, self.setting.seed, "method")
         by_level = {level: [item for item in items if item.question.category == LEVELS[level]] for level in self.levels}
-        return {level: found for level, found in by_level.items() if found}
+        self.made: dict[str, list[Generated]] = {level: found for level, found in by_level.items() if found}
 
     @cached_property
     def of_id(self) -> dict[str, Generated]:

@@ -254,17 +254,25 @@ def test_streaming_reads_no_more_records_than_asked_for(tmp_path):
     assert len(found.records) == 5 and len(read) <= 6 and found.origin["commit"] == "0" * 40
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_offline_or_with_a_wrong_path_one_line_says_what_to_do(name, tmp_path):
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """What each set says to who is offline and has nothing in the cache, and to who gives a path that leads nowhere."""
     pytest.importorskip("datasets")
     code = ("from mamba_mi.data import load\nfrom mamba_mi.config import UserError\n"
-            f"for more in ({{}}, {{'path': 'no/such.parquet'}}):\n"
-            f"    try: load({{'name': {name!r}, **more}}, None, 0)\n    except UserError as e: print(e)")
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+            f"for name in {SETS}:\n  for more in ({{}}, {{'path': 'no/such.parquet'}}):\n"
+            "    try: load({'name': name, **more}, None, 0)\n    except UserError as e: print(e)")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 2 * len(SETS)
+    return {name: said[2 * i:2 * i + 2] for i, name in enumerate(SETS)}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_offline_or_with_a_wrong_path_one_line_says_what_to_do(name, offline):
     hubs, config = (lambda knobs: (knobs.hub, knobs.config))(importlib.import_module(f"mamba_mi.data.{name}").Knobs())
     alone = f" --include '{config}/*'" if config else ""  # all of TriviaQA is 16 GB, of Natural Questions 45
-    said = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 2 and said[1].startswith("dataset.path=no/such.parquet: no such file")
+    said = offline[name]
+    assert said[1].startswith("dataset.path=no/such.parquet: no such file")
     for part in (f"dataset.hub={hubs}", "dataset.path is not set", "HF_HUB_OFFLINE=1"):
         assert part in said[0]
     for line in said:

@@ -31,19 +31,20 @@ def left_out(lexicon: str, levels: Iterable[str]) -> dict[str, str]:
     return {level: why for level, why in world_words.UNSAYABLE.items() if lexicon == "world" and level in levels}
 
 
-def generate(lexicon: str, levels: Sequence[str], per_level: int, seed: int) -> list[Generated]:
+def generate(lexicon: str, levels: Sequence[str], per_level: int, seed: int, key: str = "per_level") -> list[Generated]:
     """`per_level` prompts of each level that can be said, the hand-written ones first; no text is there twice.
 
-    A level's prompts depend on the seed and the lexicon alone: of another per_level they are the beginning.
+    A level's prompts depend on the seed and the lexicon alone: of another per_level they are the beginning. `key` is what an
+    error calls the setting of `per_level`.
     """
-    made = [item for level in levels if level in MAKERS[lexicon] for item in _level(lexicon, level, per_level, seed)]
+    made = [item for level in levels if level in MAKERS[lexicon] for item in _level(lexicon, level, per_level, seed, key)]
     texts = [item.question.prompt for item in made]
     if len(set(texts)) < len(texts):
         raise RuntimeError(f"lexicon {lexicon}, seed {seed}: two levels made the same prompt")
     return made
 
 
-def _level(lexicon: str, level: str, per_level: int, seed: int) -> list[Generated]:
+def _level(lexicon: str, level: str, per_level: int, seed: int, key: str) -> list[Generated]:
     originals = ORIGINALS[level][:per_level] if lexicon == "english" else ()
     made = [finished(draft, f"{lexicon}-{level}-original-{number}", LEVELS[level], lexicon, is_original=True)
             for number, draft in enumerate(originals)]
@@ -52,7 +53,7 @@ def _level(lexicon: str, level: str, per_level: int, seed: int) -> list[Generate
     while len(made) < per_level:
         draft = _new(draw, MAKERS[lexicon][level], seen)
         if draft is None:
-            raise UserError(f"per_level={per_level}: the words of lexicon={lexicon} gave {len(made)} different prompts of "
+            raise UserError(f"{key}={per_level}: the words of lexicon={lexicon} gave {len(made)} different prompts of "
                             f"{level}; ask for no more than that")
         made.append(finished(draft, f"{lexicon}-{level}-s{seed}-{len(made):03d}", LEVELS[level], lexicon))
         seen.add(made[-1].question.prompt)
