@@ -66,6 +66,22 @@ def test_the_bounds_of_the_rules(question, category):
     assert classify(question).category == category
 
 
+@pytest.mark.parametrize(("source", "rule", "words"), [
+    ("drop", "reasoning words", "how many, how much, how long, how old, how far, more, less, fewer, most, least, first, last, longer, longest, shorter, "
+     "shortest, difference, total, combined, compare, compared, before, after, between, percent, percentage, average"),
+    ("hotpotqa", "chain words", "whose, both, same, of the film that, by the man who, in the town which, in the year where, of the wife of, who also, who later")])
+def test_every_cue_word_is_looked_for_as_a_word(source, rule, words):
+    for cue in words.split(", "):
+        for question in (f"So {cue} it is?", f"{cue.capitalize()} it is?"):
+            assert classify(asked(source, question)).rule == rule, cue
+    for none in ("Who mores?", "Was it beforehand?", "Who is everybothy?", "Is the firstling here?", "Who is at the man?"):
+        if source == "drop":
+            assert classify(asked(source, none)).rule == "drop"
+        else:
+            with pytest.raises(Unusable):
+                classify(asked(source, none))
+
+
 @pytest.mark.parametrize("question", [asked("natural_questions", context="Short.", hops=1, facts=1), asked("hotpotqa", facts=1), asked("mine")])
 def test_a_question_that_no_rule_takes_is_skipped_in_words(question):
     with pytest.raises(Unusable, match="^no rule for .* fires$"):

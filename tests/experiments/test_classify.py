@@ -87,6 +87,15 @@ def test_it_is_made_once_reused_refused_and_made_again(made, sources, tmp_path):
     assert made(force=True) and made.file.read_bytes() == first
 
 
+def test_a_file_from_the_hub_is_reused_without_asking_for_its_commit(made, sources):
+    whole = made().whole
+    whole["sources"]["squad"]["origin"] = {"hub": "rajpurkar/squad", "config": "plain_text", "split": "validation", "commit": "c" * 40}
+    made.file.write_text(json.dumps(whole))
+    assert made(paths={**sources, "squad": None}).whole == whole
+    with pytest.raises(UserError, match="squad was read from the hub's rajpurkar/squad and is a file of sha256"):
+        made()
+
+
 def test_a_file_of_other_rules_is_refused(made, monkeypatch):
     made()
     monkeypatch.setattr(_classified_file, "RULES", _classified_file.RULES[1:])
@@ -116,7 +125,10 @@ def test_the_counts_add_up_and_the_report_shows_them(launch):
 
 
 def test_another_process_gives_the_same_bytes(made, tmp_path, sources):
-    made(seed=3, samples_per_dataset=9, target_per_category=4)
+    whole = made(seed=3, samples_per_dataset=9, target_per_category=4).whole
+    for name, source in whole["sources"].items():
+        ids = [each["question_id"] for each in whole["judged"] if each["source"] == name]
+        assert source["records"] == len(ids) == 9 and ids == sorted(ids) and not source["origin"]
     code = ("import sys, json; from mamba_mi.experiments import _classified_file as f; from mamba_mi.experiments.classify import Knobs\n"
             "f.make(Knobs(paths=json.loads(sys.argv[1]), file=sys.argv[2], target_per_category=4, samples_per_dataset=9), 3)")
     other = tmp_path / "other" / "classified_questions.json"
@@ -180,6 +192,8 @@ def test_the_data_set_reads_what_was_kept(made, tokenizer, tmp_path):
     records = {each["question_id"]: each for each in whole["records"]}
     assert {p.prompt_id: p.source for p in found.prompts} == records and not found.dropped
     assert {p.template for p in found.prompts} == {each["category"] for each in whole["records"]} <= set(CATEGORIES)
+    orders = [[p.prompt_id for p in data.load({"name": "classified", "path": str(made.file)}, tokenizer, seed).prompts] for seed in (0, 1)]
+    assert orders[0] == [p.prompt_id for p in found.prompts] != orders[1] and sorted(orders[0]) == sorted(orders[1])
     table = data.load({"name": "classified", "path": str(made.file.with_suffix(".parquet"))}, tokenizer, 0)
     assert table.prompts == found.prompts
     one = data.load({"name": "classified", "path": str(made.file), "categories": ["Two-Hop Reasoning"], "context": False}, tokenizer, 0)
