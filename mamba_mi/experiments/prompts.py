@@ -61,7 +61,7 @@ class Prompts(Experiment):
         return {item.question.question_id: item for items in self.made.values() for item in items}
 
     def setting_in_words(self):
-        return {"lexicon": words.lexicon(self.lexicon), "levels": f"{len(self.made)} of {len(self.levels)} asked for"}
+        return {"data": "made by rule from the seed", "lexicon": words.lexicon(self.lexicon), "levels": f"{len(self.made)} of {len(self.levels)} asked for"}
 
     def batches(self, items) -> list[Batch]:
         """A level a batch; its texts are no model's tokens."""

@@ -71,7 +71,8 @@ def test_it_is_made_once_reused_refused_and_made_again(made, sources, tmp_path):
     assert json.loads(first) == whole
     beside = made.file.with_suffix(".parquet")
     assert parquet.read_table(beside).to_pylist() == whole["records"]
-    stamp = made.file.stat().st_mtime_ns
+    stamp, stamp_beside = made.file.stat().st_mtime_ns, beside.stat().st_mtime_ns
+    assert made().whole == whole and beside.stat().st_mtime_ns == stamp_beside
     beside.unlink()
     moved = {**sources, "squad": str(shutil.copy(sources["squad"], tmp_path / "moved.parquet"))}  # the same bytes elsewhere
     assert made(resamples=30, paths=moved).whole == whole and made.file.stat().st_mtime_ns == stamp and beside.is_file()
@@ -118,6 +119,7 @@ def test_the_counts_add_up_and_the_report_shows_them(launch):
     for cell, (found, kept) in cells.items():
         row = summary[cell]
         assert (row["n"], row["found"], row["kept"], row["p"]) == (12, found, kept, None) and row["mean"] == pytest.approx(found / 12)
+        assert row["n_clusters"] == 5 or cell[0] != "squad"  # four articles, and the record that could not be read
     report = (folder / "report.html").read_text()
     for said in ("Natural Questions</td>", "no rule for Long Context or Stress Test fires", "Stress Test: 0 of 6", "5-9 sentences", "figure"):
         assert said in report

@@ -73,6 +73,9 @@ def test_the_report_shows_each_level_and_one_prompt_of_each_kind(written):
     page = (written / "report.html").read_text()
     for text in (*LEVELS.values(), "One prompt of each kind"):
         assert text in page
+    told = json.loads((written / "artifacts" / "generation.json").read_text())["levels"][0]["answers"]
+    three = ", ".join(f"{answer} ({count / 10:.0%})" for answer, count in list(told.items())[:3])
+    assert "made by rule from the seed" in page and f"{three}</td>" in page and page.count(">by hand</td>") == 6
     assert "60 prompts of 6 levels, no text twice" in page and (written / "figures" / "prompts_levels.png").stat().st_size > 5000
 
 
