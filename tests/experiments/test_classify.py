@@ -151,13 +151,23 @@ def test_a_run_that_is_done_runs_again_from_its_own_files_and_the_command_line_r
 
 @pytest.mark.parametrize(("words", "said"), [
     (["method.sets=[squadd]"], "method.sets: no set squadd; there are squad, natural_questions, .*did you mean 'squad'"),
-    (["method.sets=[squad,squad]"], "at least one, and each once"), (["method.target_per_category=0"], "target_per_category=0: give at least 1"),
+    (["method.sets=[squad,squad]"], "at least one, and each once"), (["method.sets=[]"], "method.sets=.*: at least one, and each once"), (["method.target_per_category=0"], "target_per_category=0: give at least 1"),
     (["method.file=x.txt"], "its name must end in .json"),
     (["method.paths.squad=no/such.parquet"], "method.paths.squad=no/such.parquet: no such file; download it with `hf download rajpurkar/squad .*method.paths.squad=FOLDER"),
     (["method.sets=[natural_questions]"], "none of 12 records of natural_questions is of a category")])
 def test_what_cannot_be_done_is_one_line(launch, words, said):
     code, out = launch(*words)
     assert code == 1 and re.search(said, out.err) and out.err.count("\n") == 1 and not launch.file.exists()
+
+
+def test_the_examples_are_two_a_category_of_two_sets_where_there_are_two_and_fit_a_line():
+    def record(category, source, number, **more):
+        return {"category": category, "source": source, "rule": "r", "question": f"{source} {number}", "expected": "Zed", "context": "", **more}
+    records = [*(record("A", "hotpotqa", i) for i in range(3)), *(record("A", "musique", i) for i in range(3)),
+               record("B", "drop", 0, context=" ".join(["word"] * 20)), record("B", "drop", 1, context="x" * 60), record("B", "drop", 2)]
+    found = classify._examples(records)
+    assert [each["question"] for each in found] == ["hotpotqa 0", "musique 0", "drop 0", "drop 1"]
+    assert found[2]["context"] == "word " * 11 + "word…" and found[3]["context"] == "x" * 60
 
 
 def test_another_file_in_its_place_is_not_overwritten(made):
