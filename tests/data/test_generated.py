@@ -191,6 +191,7 @@ def test_pairs_are_of_one_layout_and_their_spans_the_words_that_differ(tokenizer
         assert tokenizer.decode(clean.token_ids[first:last]).strip() == record["question"]
         assert clean.target.strip() == record["expected"] and corrupt.target.strip() == record["corrupt"]["expected"]
         assert clean.template == corrupt.template and record["category"] in clean.template
+        assert (clean.cluster, corrupt.cluster) == (record["cluster"], record["corrupt"]["cluster"])
     assert batches(dataset.pairs, 16)
 
 

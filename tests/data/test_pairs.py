@@ -57,6 +57,11 @@ def test_a_pair_is_its_two_texts_with_the_tokens_that_differ_as_subject(read, to
     assert pair.clean.template.replace("{}", pair.clean.cluster).replace(" ", "") == PAIR["clean"].replace(" ", "")
 
 
+def test_each_answer_gets_the_space_that_its_own_text_needs(read):
+    [pair] = read([{**PAIR, "clean": "Kzxq (", "corrupt": "Kzxq q", "answer": "Danish", "wrong_answer": "French"}]).pairs
+    assert (pair.clean.target, pair.corrupt.target) == ("Danish", " French")
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_user_s_spans_are_characters(read, byte_span, tokenizer, bos):
     spans = {"subject": [14, 18], "verb": [19, 21]}
@@ -90,7 +95,7 @@ def test_an_answer_without_its_space_gets_it(read):
 
 
 def test_ids_clusters_and_templates_are_the_user_s_where_given(read):
-    rows = [{**PAIR, "id": "a", "cluster": "c", "template": "t"}, {**PAIR, "answer": " Danish too", "id": 7, "subject": "s"}]
+    rows = [{**PAIR, "id": "a", "cluster": "c", "subject": "passed over", "template": "t"}, {**PAIR, "answer": " Danish too", "id": 7, "subject": "s"}]
     first, second = sorted((pair.clean for pair in read(rows).pairs), key=lambda p: p.prompt_id, reverse=True)
     assert (first.prompt_id, first.cluster, first.template) == ("a", "c", "t")
     assert (second.prompt_id, second.cluster) == ("7", "s")
