@@ -98,6 +98,9 @@ def test_hotpot_facts_are_distinct_sentences_and_a_bridge_is_two_hops(read):
     assert question.supporting_facts == ("A was founded by Oru.", "Oru was born in Zed.", "It is old.")
     assert question.context == "A: A was founded by Oru. It is old.\nB: Oru is a person. Oru was born in Zed."
     assert one(read("hotpotqa", [published.hotpotqa(type="comparison")])).num_hops is None
+    untold = one(read("hotpotqa", [published.hotpotqa(facts=())]))
+    assert (untold.num_facts, untold.supporting_facts, untold.cluster) == (None, (), "")
+    assert one(read("musique", [published.musique(supporting=0)])).num_facts is None
 
 
 def test_hotpots_raw_json_is_the_same_as_the_hubs_parquet(read):
@@ -118,7 +121,7 @@ def test_trivia_aliases_are_alternatives_and_no_answer_is_offered_twice(read):
     question = one(read("triviaqa", [published.triviaqa()]))
     assert (question.expected, question.alternatives, question.context) == ("Oru", ("Oru of Zed", "ÓRU"), "")
     assert question.prompt == "Question: Who painted the Blue Door?\nAnswer:" and question.cluster == "oru"
-    assert one(read("triviaqa", [published.triviaqa(pages=["Oru painted."])])).context == "Oru painted."
+    assert one(read("triviaqa", [published.triviaqa(pages=["Oru painted.", "Another page."])])).context == "Oru painted."
     assert whys(read("triviaqa", [published.triviaqa(value="<unk>", aliases=())])) == {NO_ANSWER: 1}
 
 
@@ -229,6 +232,7 @@ def test_a_folder_stands_in_for_the_hub_and_a_large_set_is_streamed(name, tmp_pa
     assert from_hub.questions == from_file.questions and from_hub.origin["split"] == "validation"
     few = qa.questions(module.SET, module.Knobs(**knobs, samples=3), 0)
     assert len(few.questions) == 3 and few.fingerprint != from_hub.fingerprint
+    assert module.SET.streamed == (name in ("triviaqa", "natural_questions"))
     if module.SET.streamed:
         assert [each.question for each in few.questions] == ["Number 0?", "Number 1?", "Number 2?"]
     with pytest.raises(UserError, match="dataset.hub=.*not to be had .*nope"):
