@@ -126,9 +126,9 @@ def column(record: Mapping, outer: str, inner: str) -> list:
 
 
 def rows(record: Mapping, outer: str, *inner: str) -> list[tuple]:
-    """Columns of `outer` side by side; of two a list of pairs, as raw files have it, is read as well."""
+    """Columns of `outer` side by side; a list of lists, as raw files have it, is read as well."""
     value = record.get(outer)
-    if isinstance(value, list) and all(isinstance(each, list) and len(each) == len(inner) == 2 for each in value):
+    if isinstance(value, list) and all(isinstance(each, list) and len(each) == len(inner) for each in value):
         return [tuple(each) for each in value]
     columns = [column(record, outer, name) for name in inner]
     if len({len(each) for each in columns}) > 1:

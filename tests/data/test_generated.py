@@ -249,6 +249,16 @@ def test_a_record_without_its_partner_is_dropped_with_the_reason(written, words)
     assert [dropped[record["question_id"]] for record in records[20:19 + len(wrong)]] == [why for *_, why in wrong[:-1]]
 
 
+def test_a_partner_whose_words_stand_elsewhere_than_the_file_says_makes_no_pair(written, words):
+    records = json.loads(written.read_text())[:40]
+    wrong = records[3]["corrupt"]
+    wrong["subject"] = [0, 8]
+    written.write_text(json.dumps(records))
+    dataset = load({"name": "generated", "path": str(written)}, words, 0)
+    assert {d.prompt_id: d.why for d in dataset.dropped}[records[3]["question_id"]] == "corrupt_spans: 'subject' is on other tokens than in clean"
+    assert records[4]["question_id"] in {pair.clean.prompt_id for pair in dataset.pairs}
+
+
 def test_a_file_with_an_id_twice_is_refused(written, words):
     records = json.loads(written.read_text())
     written.write_text(json.dumps([*records, records[5]]))

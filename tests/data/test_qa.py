@@ -135,6 +135,13 @@ def test_musique_hops_are_its_steps_or_what_its_id_says(read, hops):
     assert one(read("musique", [published.musique(2, id="no number", decomposed=False)])).num_hops is None
 
 
+def test_musique_clusters_are_the_article_of_the_last_step_if_it_is_there(read):
+    for at, cluster in ((0, "T0"), (4, "T4"), (99, "T1"), (-1, "T1"), (None, "T1")):
+        record = published.musique(2)
+        record["question_decomposition"][-1]["paragraph_support_idx"] = at
+        assert one(read("musique", [record])).cluster == cluster
+
+
 def test_musique_unanswerable_twins_are_dropped(read):
     found = read("musique", [published.musique(), published.musique(answerable=False)])
     assert len(found.questions) == 1 and whys(found) == {NO_ANSWER: 1}
@@ -144,7 +151,8 @@ def test_drop_answers_are_numbers_dates_or_one_span(read):
     records = [published.drop(), published.drop("When?", ("8 May 1945",), ("date",)), published.drop("Who?", ("Oru", "Oru"), ("span", "span"))]
     kinds = [(each.kind, each.expected, each.num_hops, each.num_facts, each.cluster) for each in read("drop", records).questions]
     assert kinds == [("number", "7", None, None, "sec1"), ("date", "8 May 1945", None, None, "sec1"), ("span", "Oru", None, None, "sec1")]
-    assert one(read("drop", [published.drop(spans=("2", "two"), types=("number", "span"))])).alternatives == ("two",)
+    both = one(read("drop", [published.drop(spans=("2", "two"), types=("number", "span"))]))
+    assert (both.expected, both.alternatives, both.kind) == ("2", ("two",), "number")
     found = read("drop", [published.drop(spans=("Oru", "Zed"), types=("span", "span")), published.drop(spans=(), types=())])
     assert whys(found) == {"several different spans: whether they are one answer or several is not published": 1, NO_ANSWER: 1}
 
@@ -156,6 +164,7 @@ def test_natural_questions_answers_count_tokens_and_leave_tags_out(read):
     question = one(read("natural_questions", [over_tags]))
     assert (question.expected, question.alternatives) == ("Zed . Oru", ("Oru",))
     assert question.context == "Oru lives in Zed . Oru paints ."
+    assert one(read("natural_questions", [published.natural_questions([(0, 14, 0, ((9, 14),), -1)])])).expected == "Oru paints ."  # to the page's end
 
 
 def test_natural_questions_annotators_who_found_nothing_are_passed_over(read):

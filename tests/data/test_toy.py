@@ -66,6 +66,9 @@ def test_a_toy_task_is_the_solvers_on_both_sides(any_tokenizer, task):
     for pair in dataset.pairs:
         for side in (pair.clean, pair.corrupt):
             assert solver.toy(task, side.text) == side.target.strip()
+    if task == "delayed_match":
+        first = [p.text.split()[-3] == p.target.strip() for p in dataset.prompts]
+        assert 0.3 < sum(first) / len(first) < 0.7  # the place says nothing
     if task == "counting":
         assert 0.3 < sum(p.target == " ." for p in dataset.prompts) / len(dataset.prompts) < 0.7
 
