@@ -304,6 +304,11 @@ def test_a_knob_out_of_bounds_is_one_line(knobs, message, tmp_path, tokenizer):
         data.load(told, tokenizer, 0)
 
 
+def test_an_empty_file_is_one_line(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="^dataset.path=.*x.parquet: it holds no records$"):
+        data.load({"name": "squad", "path": write(tmp_path / "x.parquet", "squad", [])}, tokenizer, 0)
+
+
 def test_a_file_of_another_set_is_refused_by_its_columns(tmp_path, tokenizer):
     path = write(tmp_path / "x.parquet", "drop", [published.drop()])
     with pytest.raises(UserError, match="^dataset.path=.*no column context, answers; it has section_id"):
