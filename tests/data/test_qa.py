@@ -1,10 +1,12 @@
 """Six sets, each in its published shape: what a record becomes, what cannot be used, and where the records come from."""
+import hashlib
 import importlib
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +228,28 @@ def test_a_downloaded_folder_gives_the_shards_of_its_split(tmp_path):
     assert one(qa.questions(module.SET, module.Knobs(path=str(tmp_path / "copy"), split="train"), 0)).question == "Number 9?"
     with pytest.raises(UserError, match="no file of split test; it has train, validation; download it with `hf download rajpurkar/squad"):
         qa.questions(module.SET, module.Knobs(path=str(tmp_path / "copy"), split="test"), 0)
+
+
+def test_a_folder_is_read_as_the_download_leaves_it(tmp_path):
+    module, copy = importlib.import_module("mamba_mi.data.hotpotqa"), tmp_path / "copy"
+    ask = lambda **more: qa.questions(module.SET, module.Knobs(path=str(copy), **more), 0)  # noqa: E731
+    for config in ("distractor", "fullwiki"):
+        alone = write(copy / config / "validation-00000-of-00001.parquet", "hotpotqa", [published.hotpotqa(question=f"In {config}?")])
+        write(copy / config / ".cache" / "validation.parquet", "hotpotqa", [published.hotpotqa(question="Half of it?")])
+        found = ask(config=config)
+        assert one(found).question == f"In {config}?" and found.fingerprint == hashlib.sha256(Path(alone).read_bytes()).hexdigest()
+    write(copy / "fullwiki" / "validation-b.parquet", "hotpotqa", [published.hotpotqa(question="And in b?")])
+    both = ask(config="fullwiki")
+    assert len(both.questions) == 2
+    write(copy / "fullwiki" / "validation-b.parquet", "hotpotqa", [published.hotpotqa(question="Or in b?")])
+    assert len({both.fingerprint, found.fingerprint, ask(config="fullwiki").fingerprint}) == 3
+    write(copy / "fullwiki" / "hotpot_dev_fullwiki_v1.json", "hotpotqa", [published.hotpotqa()])
+    with pytest.raises(UserError, match="split validation is there in several formats .*; give one file"):
+        ask(config="fullwiki")
+    copy = tmp_path / "raw"
+    for split in ("train", "dev"):
+        write(copy / f"hotpot_{split}_v1.json", "hotpotqa", [published.raw_hotpotqa(published.hotpotqa(question=f"In {split}?"))])
+    assert one(ask()).question == "In dev?" and one(ask(split="train")).question == "In train?"
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -81,7 +81,15 @@ def test_lengths_and_pairs_are_those_asked_for(words):
     for prompt in load({"name": "toy", "task": "mqar", "pairs": 4}, words, 0).prompts:
         first, end = prompt.spans["pairs"]
         key, value = prompt.spans["key"], prompt.spans["subject"]
+        told, asked = (part.split() for part in prompt.text.split(" ."))
+        assert len(asked) == 3 and asked[:2] in [told[i:i + 2] for i in range(0, 8, 2)] and asked[0] != asked[2]
         assert end - first == 8 and value[0] == key[1] and prompt.token_ids[key[0]] == prompt.token_ids[-1]
+
+
+def test_brackets_of_few_kinds_are_drawn_by_the_seed_and_none_twice(words):
+    short, other = ([p.text for p in load({"name": "toy", "task": "brackets", "length": length, "n": None}, words, 0).prompts] for length in (3, 12))
+    assert len(set(short)) == len(short) < 256 and all(len(text.split()) == 3 for text in short)
+    assert set(other) != {p.text for p in load({"name": "toy", "task": "brackets", "n": None}, words, 1).prompts}
 
 
 def test_every_word_of_a_toy_task_is_one_token(words):
