@@ -316,6 +316,17 @@ def test_offline_or_with_a_wrong_path_one_line_says_what_to_do(name, offline):
         assert f"`hf download {hubs} --repo-type dataset{alone} --local-dir FOLDER`" in line
 
 
+def test_why_the_hub_did_not_answer_is_said_and_not_that_its_cache_was_asked_instead(monkeypatch):
+    pytest.importorskip("datasets")
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise OSError("no route to it")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"^dataset.hub=nobody/nothing: not to be had \(OSError: no route to it\)"):
+        hub.whole("nobody/nothing", split="train")
+
+
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"samples": 0}, "^dataset.samples=0: give at least 1"), ({"longest": 0}, "^dataset.longest=0: give at least 1"),
     ({"split": "train"}, None), ({"context": "perhaps"}, "dataset.context")])
