@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -314,6 +315,13 @@ def test_offline_or_with_a_wrong_path_one_line_says_what_to_do(name, offline):
         assert part in said[0]
     for line in said:
         assert f"`hf download {hubs} --repo-type dataset{alone} --local-dir FOLDER`" in line
+
+
+@pytest.mark.parametrize(("files", "digest", "commit"), [
+    ([f"hf://datasets/a/b@{'c' * 40}/x.parquet"], "d" * 40, "c" * 40), (None, "d" * 40, "d" * 40), ([], "d" * 40, "d" * 40), (["/my/x.parquet"], "default-1a", None)])
+def test_the_commit_is_that_of_the_files_or_of_the_cache(files, digest, commit):
+    data_files = None if files is None else {"train": files}
+    assert hub.commit(SimpleNamespace(config=SimpleNamespace(data_files=data_files), hash=digest)) == commit
 
 
 def test_why_the_hub_did_not_answer_is_said_and_not_that_its_cache_was_asked_instead(monkeypatch):

@@ -122,7 +122,7 @@ def test_the_receiver_is_the_solvers_on_both_sides_and_the_spans_hold_the_names(
         name = {span: reader.decode(clean.token_ids[slice(*clean.spans[span])]).strip() for span in ("IO", "S1", "S2", "subject")}
         assert name["IO"] == clean.target.strip() and name["S1"] == name["S2"] == name["subject"] == pair.corrupt.target.strip()
         form = "ABBA" if clean.spans["IO"] < clean.spans["S1"] < clean.spans["S2"] else "BABA"
-        assert form in clean.template
+        assert form in clean.template and clean.cluster == f"{name['IO']} {name['S1']}"
         forms[form] += 1
     assert set(forms) == {"ABBA", "BABA"} and max(forms.values()) < 0.55 * forms.total()
     assert all("BABA" in p.template for p in load({"name": "ioi", "form": "BABA"}, reader, 0).prompts)
