@@ -134,6 +134,7 @@ def test_an_ending_is_right_where_it_is_later_and_the_partners_is_not(reader):
     for pair in dataset.pairs:
         clean, corrupt = (solver.later_endings(side.text) for side in (pair.clean, pair.corrupt))
         assert pair.clean.target in clean and pair.corrupt.target in corrupt - clean
+        assert int(pair.corrupt.target) < int(min(clean)) - 1  # not the year itself either
         for side, right in ((pair.clean, clean), (pair.corrupt, corrupt)):
             told = {side.source["expected"], *side.source["alternatives"]}
             known = {f"{ending:02d}" for ending in endings(int(side.text[-2:]), reader)}
