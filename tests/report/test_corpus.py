@@ -54,7 +54,7 @@ def test_a_model_that_is_worse_than_the_unigram_is_said_to_be():
 def test_the_caveats_name_what_this_run_lacks():
     summary = words.with_perplexities(rows(), {})
     said = " ".join(words.caveats(summary, INFO))
-    assert "Lines not trained on: 2 text is empty." in said and "Fewer than 20 validation documents: Pile-CC" in said
+    assert "Lines not trained on, in 2 passes over the text: 2 text is empty." in said and "Fewer than 20 validation documents: Pile-CC" in said
     assert "a document's first token is neither trained on nor counted" in said and "Hugging Face" not in said and "never met" not in said
     other = INFO | {"recipe": RECIPE | {"boundaries": False}, "hugging_face": "no such model",
                     "documents": INFO["documents"] | {"left_out": {}, "asked_for_and_never_met": ["ArXiv"]}}
@@ -75,6 +75,8 @@ def test_the_figures_draw_the_rows_and_the_levels(run):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["all sources", "Pile-CC", "Github", "Wikipedia (en)"]
     dots = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx(31.4 * x) for x in (1.6, 1.0, 1.2, 1.4)]
+    names = corpus_summary(("a $x_{$ b", "b", "all sources"))
+    draw("corpus_perplexity", run(names, curve=training_curve())[1])[0].canvas.draw()
     assert "31.4" in [text.get_text() for text in axes.texts]
     figure, caption = draw("corpus_curve", tables)
     loss = next(axes for axes in figure.axes if axes.get_label() == "loss")
