@@ -81,6 +81,13 @@ def test_a_damaged_file_is_refused_and_never_read_as_a_shorter_one(spoil, tmp_pa
         one_pass(corpus(path))
 
 
+@pytest.mark.parametrize("pack", [bytes, zstandard.ZstdCompressor().compress])
+def test_a_last_line_without_an_end_is_read(pack, tmp_path):
+    path = tmp_path / ("a.jsonl" if pack is bytes else "a.jsonl.zst")
+    path.write_bytes(pack(b'{"text": "one"}\n{"text": "two"}'))
+    assert list(shards.lines(shards.local(str(path), "k")[0])) == [b'{"text": "one"}', b'{"text": "two"}']
+
+
 def test_a_line_longer_than_a_block_is_whole_and_blank_lines_are_none(tmp_path):
     long = "ü" * 3 * shards.BLOCK
     path = write(tmp_path / "a.jsonl", [{"text": long}, b"", b"  ", {"text": "short"}])
@@ -194,6 +201,8 @@ def test_weights_are_how_many_times_as_often_a_set_is_read(tmp_path):
     texts, reader = one_pass(corpus(path, weights={"Github": 4, "ArXiv": 0}, buffer=10))
     assert set(reader.read) == {"Pile-CC", "Github"} and reader.why["left out by dataset.weights"] > 0
     assert 3.0 < reader.read["Github"] / reader.read["Pile-CC"] < 5.3 and len(set(texts)) == len(texts)
+    _, reader = one_pass(corpus(path, weights={"Github": 0.25}, buffer=10))
+    assert 3.0 < reader.read["ArXiv"] / reader.read["Github"] < 5.3 and reader.read["ArXiv"] > 700  # those not named lose none
 
 
 def test_n_bounds_the_documents_of_a_pass(tmp_path):

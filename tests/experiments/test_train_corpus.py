@@ -73,12 +73,13 @@ def test_perplexities_are_those_of_the_effects_and_of_the_weights(tmp_path, monk
     lm = models.load(run / "artifacts", cached=False)
     held = [record for record in records(90) if is_held_out(record["text"])]
     assert told["validation"]["documents"] == len(held) == rows["perplexity", ALL]["n"] > 15
+    costs = []
+    for record in held:
+        ids = [0, *lm.tokenizer(record["text"]).input_ids]
+        costs.append((record["meta"]["pile_set_name"], alone(lm, ids, 24), len(ids) - 2))
     for source in ("Pile-CC", "Github", ALL):
-        cost, count = 0.0, 0
-        for record in held:
-            if source in (ALL, record["meta"]["pile_set_name"]):
-                ids = [0, *lm.tokenizer(record["text"]).input_ids]
-                cost, count = cost + alone(lm, ids, 24), count + len(ids) - 2
+        of = [each for each in costs if source in (ALL, each[0])]
+        cost, count = (sum(each[k] for each in of) for k in (1, 2))
         row = rows["perplexity", source]
         assert (row["tokens"], row["mean"]) == (count, pytest.approx(math.exp(cost / count), rel=1e-5))
         assert row["ci_low"] < row["mean"] < row["ci_high"] and row["p"] is None
