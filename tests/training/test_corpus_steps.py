@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,16 @@ def test_a_checkpoint_of_other_text_is_refused(tmp_path):
     (tmp_path / "text.jsonl.zst").unlink()
     with pytest.raises(UserError, match="another recipe or another model"):
         made(tmp_path, documents=80).fit(None, tmp_path / "scratch")
+
+
+def test_the_logbook_is_told_every_step_and_what_was_validated(tmp_path):
+    train, told = made(tmp_path), {}
+    train.setting = replace(train.setting, log=lambda values, step: told.update({step: values}))
+    train.fit(None, tmp_path / "scratch")
+    every = {f"training/{key}" for key in ("loss", "lr", "tokens_per_second", "utilisation")}
+    assert {step: set(values) for step, values in told.items()} == {1: every, 2: {*every, "training/validation"}, 3: every,
+                                                                    4: {*every, "training/validation"}}
+    assert told[4]["training/utilisation"] == told[4]["training/tokens_per_second"] * train.flops / train.peak > 0
 
 
 def test_samples_and_epochs_make_the_steps(tmp_path):
