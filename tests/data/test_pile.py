@@ -168,6 +168,9 @@ def test_a_validation_file_of_ones_own_leaves_all_to_train_on(tmp_path):
     path = write(tmp_path / "a.jsonl", records(20))
     made = corpus(path, validation=str(write(tmp_path / "val.jsonl.zst", records(30)[20:])))
     assert [each.text for each in made.held_out(4)[0]] == [record["text"] for record in records(30)[20:24]]
+    other = {"name": "pile", "path": str(path), "validation": str(write(tmp_path / "other.jsonl", records(31)[20:]))}
+    prints = {data.load(other | more, None, 0).fingerprint for more in ({}, {"validation": str(tmp_path / "val.jsonl.zst")})}
+    assert len(prints) == 2
     assert len(one_pass(made)[0]) == 20
 
 

@@ -8,6 +8,7 @@ from mamba_mi.experiments import Setting, get, knobs_of, train
 from mamba_mi.training.checkpointing import weights_hash
 from mamba_mi.training.examination import marks
 
+
 @pytest.fixture(autouse=True)
 def a_short_examination_on_the_way(monkeypatch):
     monkeypatch.setattr(train, "QUICK", 4)
