@@ -133,6 +133,17 @@ def test_one_step_is_adamws_own_formula(tmp_path):
     torch.testing.assert_close(weight.weight.detach(), want)
 
 
+@pytest.mark.parametrize(("clip", "norm"), [(0.5, 0.5), (9.0, 5.0)])
+def test_a_gradient_is_as_long_as_the_clip_at_most_and_a_loss_is_the_sum_of_its_parts(clip, norm, tmp_path):
+    weight = torch.nn.Linear(2, 1, bias=False).double()
+    gradient = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    before = weight.weight.detach().clone()
+    curve = fit(weight, lambda s: ((weight.weight * gradient).sum() * share for share in (0.25, 0.75)), Recipe(steps=1, clip=clip), tmp_path,
+                identity="", tokens=1)
+    assert weight.weight.grad.norm().item() == pytest.approx(norm, rel=1e-4)
+    assert curve[0]["loss"] == pytest.approx((before * gradient).sum().item())
+
+
 def test_the_rate_warms_up_to_lr_and_falls_to_the_floor():
     recipe = Recipe(steps=1000, lr=1.0, warmup=100)
     rates = [learning_rate(s, recipe) for s in range(1000)]
