@@ -5,6 +5,7 @@ import pytest
 
 from mamba_mi.report import corpus_words as words
 from mamba_mi.report.figures import draw
+from mamba_mi.report.words import too_few
 
 from .synthetic import corpus_summary, training_curve
 
@@ -56,6 +57,8 @@ def test_the_caveats_name_what_this_run_lacks():
     said = " ".join(words.caveats(summary, INFO))
     assert "Lines not trained on, in 2 passes over the text: 2 text is empty." in said and "Fewer than 20 validation documents: Pile-CC" in said
     assert "a document's first token is neither trained on nor counted" in said and "Hugging Face" not in said and "never met" not in said
+    few = [row | {"n": 30} if row["conditions"]["source"] == words.ALL else row for row in summary]
+    assert words.caveats(few, INFO) == [*words.caveats(summary, INFO), *too_few(30)] != words.caveats(summary, INFO)
     other = INFO | {"recipe": RECIPE | {"boundaries": False}, "hugging_face": "no such model",
                     "documents": INFO["documents"] | {"left_out": {}, "asked_for_and_never_met": ["ArXiv"]}}
     said = " ".join(words.caveats(summary, other))
