@@ -78,11 +78,15 @@ def test_the_figures_draw_the_rows_and_the_levels(run):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["all sources", "Pile-CC", "Github", "Wikipedia (en)"]
     dots = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx(31.4 * x) for x in (1.6, 1.0, 1.2, 1.4)]
+    assert [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "|"] == [905, 812, 843, 874]
+    spans = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "None"]
+    assert spans[:2] == [pytest.approx((905 * 0.94, 905 * 1.07)), pytest.approx((31.4 * 1.6 * 0.94, 31.4 * 1.6 * 1.07))] and len(spans) == 6
     names = corpus_summary(("a $x_{$ b", "b", "all sources"))
     draw("corpus_perplexity", run(names, curve=training_curve())[1])[0].canvas.draw()
     assert "31.4" in [text.get_text() for text in axes.texts]
     figure, caption = draw("corpus_curve", tables)
     loss = next(axes for axes in figure.axes if axes.get_label() == "loss")
+    assert list(loss.lines[0].get_ydata()) == [point["loss"] for point in training_curve()]
     seen = next(line for line in loss.lines if line.get_marker() == "o")
     assert list(seen.get_xdata()) == list(range(400, 2401, 400)) and "183 validation documents" in caption
     assert any(list(line.get_ydata()) == [6.7, 6.7] for line in loss.lines)

@@ -11,7 +11,7 @@ import torch
 
 from mamba_mi.config import UserError
 from mamba_mi.models.mixer import Mixer
-from mamba_mi.training import checkpointing, progress, speed
+from mamba_mi.training import Recipe, checkpointing, packing, progress, speed
 from mamba_mi.training.speed import flops_per_token, measured_peak
 from mamba_mi.training.text import Rows, Script
 from tests.data.conftest import train_bpe
@@ -31,7 +31,9 @@ def gradients(folder, variant, **knobs):
 
 @pytest.mark.parametrize("variant", ["mamba1", "mamba2"])
 def test_parts_one_after_another_have_the_gradients_of_the_whole_batch(variant, tmp_path):
-    whole, (loss,), _ = gradients(tmp_path, variant, dtype="float64")
+    whole, (loss,), train = gradients(tmp_path, variant, dtype="float64")
+    rows = Rows(train.dataset.corpus.reader(), train.script, length=train.knobs.length, boundaries=True)
+    assert loss == pytest.approx(packing.next_token_loss(train.lm, *rows.next(4)).item(), rel=1e-12)  # of what is asked, the mean
     parts, losses, _ = gradients(tmp_path, variant, dtype="float64", accumulate=4)
     assert len(losses) == 4 and sum(losses) == pytest.approx(loss, rel=1e-12)
     for name, gradient in whole.items():
@@ -151,6 +153,12 @@ def test_samples_and_epochs_make_the_steps(tmp_path):
     assert train.steps == 10 * 3 // FEW["batch"] == 7
     train.fit(None, tmp_path / "scratch")
     assert train.rows.reader.passes == 2 and train.info["num_samples"] == 28
+
+
+def test_the_recipe_is_what_the_knobs_say(tmp_path):
+    knobs = {"steps": 7, "lr": 0.3, "warmup": 5, "weight_decay": 0.2, "clip": 0.4, "checkpoint_every": 6, "eval_every": 3}
+    said = {"examine_every" if key == "eval_every" else key: x for key, x in knobs.items()}
+    assert made(tmp_path, **knobs)._recipe() == Recipe(**said)
 
 
 def test_steps_read_on_whatever_the_samples_are(tmp_path):
