@@ -146,6 +146,9 @@ def test_the_logbook_is_told_every_step_and_what_was_validated(tmp_path):
     assert {step: set(values) for step, values in told.items()} == {1: every, 2: {*every, "training/validation"}, 3: every,
                                                                     4: {*every, "training/validation"}}
     assert told[4]["training/utilisation"] == told[4]["training/tokens_per_second"] * train.flops / train.peak > 0
+    speed = train.info["speed"]
+    assert speed["utilisation"] == speed["tokens_per_second"] * train.flops / train.peak
+    assert not any(p.requires_grad for p in train.lm.parameters())
 
 
 def test_samples_and_epochs_make_the_steps(tmp_path):
