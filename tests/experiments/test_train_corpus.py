@@ -170,6 +170,7 @@ def test_every_size_that_is_asked_for_is_taken_and_the_others_follow():
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.samples=null", "method.steps=null"], "nothing says how long to train"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.autocast=fp8"], "method.autocast=fp8: there are none, bf16"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.autocast=bf16", "dtype=bfloat16"], "only for mamba1 and mamba2 with dtype=float32"),
+    (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.start=checkpoint"], "model.sizes.d_model: a checkpoint has its own sizes"),
     (["experiment=train", "method.boundaries=false"], "method.boundaries: no such key"),  # no key of training on facts
 ])
 def test_what_cannot_be_is_one_line_and_leaves_nothing(words, said, tmp_path, monkeypatch, capsys):
@@ -219,6 +220,23 @@ def test_the_other_layout_names_the_mark_that_the_text_was_written_with(tmp_path
     train.fit(None, tmp_path / "scratch")
     written = train.artefacts()["hf/config"]
     assert [written[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("name", "knobs", "said"), [
+    ("tiny-moe", {"checkpoint_activations": True}, "the routers of a moe would be balanced twice"),
+    ("tiny-hyena", {"autocast": "bf16"}, "method.autocast=bf16: only for mamba1 and mamba2")])
+def test_what_another_variant_would_do_wrong_is_refused(name, knobs, said, tmp_path):
+    lm = models.load(name, cached=False)
+    lm.tokenizer = models.sized("x", "mamba2", SIZES["mamba2"], seed=0, tokenizer=tokenizer_file(tmp_path)).tokenizer
+    with pytest.raises(UserError, match=said):
+        made(tmp_path, lm=lm, **knobs)
+
+
+def test_a_single_source_is_told_once_as_all(tmp_path):
+    train = made(tmp_path, data_knobs={"sets": ["Github"]}, steps=1)
+    train.fit(None, tmp_path / "scratch")
+    table = train.step(train.batches(())[0])
+    assert set(table["source"].to_pylist()) == {"Github"} and set(train.in_groups(table)["source"].to_pylist()) == {ALL}
 
 
 def test_a_text_longer_than_the_model_takes_is_refused(tmp_path):
