@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 # The names of subspaces, which rooms from interventions to report share and which need no torch.
 FITTED = ("mean_difference", "pca", "das")  # chosen, so that chance must be ruled out
@@ -22,6 +22,17 @@ def did_you_mean(asked: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(asked), names, n=1, cutoff=0.6) or [
         name for name in names if len(str(asked)) > 2 and str(name).startswith(str(asked))]
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def several(asked: object, known: Sequence[str], key: str, whole: Iterable[str] | None = None) -> list[str]:
+    """The names that a knob gives: one of those `known`, a list of them, or "all", which is the `whole` or else every one."""
+    names = list(whole or known) if asked == "all" else list(asked) if isinstance(asked, list | tuple) else [asked]
+    for name in names:
+        if name not in list(known):
+            raise UserError(f"{key}={name}: there are all, {', '.join(known)}{did_you_mean(name, known)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{key}={names}: at least one, and each once")
+    return names
 
 
 def stream(seed: int, *names: object):

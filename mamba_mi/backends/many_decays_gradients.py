@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from mamba_mi.backends import reference
 from mamba_mi.backends.many_decays import to_NE
-from mamba_mi.backends.reference import again, gather, own_types, starts
+from mamba_mi.backends.reference import again, gather, starts
 
 CHUNK = 16  # as many tokens as a state commonly has numbers: borders then take what y takes
 STATE = 2**13  # numbers of a state: more to a step of the loop costs cache, fewer cost calls
@@ -70,8 +70,7 @@ class ManyDecays(Function):
         *given, borders_KBNE = ctx.saved_tensors
         if torch.is_grad_enabled():
             return again(_by_token, given, (dy_BLE, dlast_BNE), ctx.needs_input_grad)
-        with own_types(borders_KBNE):
-            return _back(dy_BLE, dlast_BNE, *given, borders_KBNE)
+        return _back(dy_BLE, dlast_BNE, *given, borders_KBNE)  # under autocast, too: no product here is one that it shortens
 
 
 def _back(dy_BLE, dlast_BNE, v_BLE, dt_BLE, w_BLE, A_NE, B_BLGN, C_BLGN, h0_bNE, borders_KBNE):

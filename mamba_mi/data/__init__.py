@@ -25,15 +25,18 @@ def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Da
 
     All candidates come back, in a seeded order: `n` and `only_correct` are for whoever knows which prompts
     the model gets right. A data set none of whose records can be used is a UserError that says why they
-    cannot. Prompts that with their answer are longer than the `longest` a model takes are dropped.
+    cannot. Prompts that with their answer are longer than the `longest` a model takes, or than the knob of that name,
+    are dropped.
     """
     name = knobs.get("name")
     module = _module(name)
     settings = typed(module.Knobs, knobs, "dataset")
-    n = getattr(settings, "n", None)
-    if n is not None and n < 1:
-        raise UserError(f"dataset.n={n}: give at least 1, or null for every prompt")
-    dataset = no_longer(module.load(settings, tokenizer, seed), longest)
+    for key, all_of_them in (("n", "every prompt"), ("longest", "any length")):
+        value = getattr(settings, key, None)
+        if value is not None and value < 1:
+            raise UserError(f"dataset.{key}={value}: give at least 1, or null for {all_of_them}")
+    limits = [(longest, "this model takes"), (getattr(settings, "longest", None), "of dataset.longest")]
+    dataset = no_longer(module.load(settings, tokenizer, seed), *min((each for each in limits if each[0] is not None), default=(None, "")))
     if not dataset.prompts and not dataset.pairs and not dataset.corpus:
         reasons = Counter(d.why for d in dataset.dropped).most_common(3)
         raise UserError(f"dataset={name}: none of {len(dataset.dropped)} records can be used: "
@@ -41,14 +44,14 @@ def load(knobs: Mapping, tokenizer, seed: int, longest: int | None = None) -> Da
     return dataset
 
 
-def no_longer(dataset: Dataset, longest: int | None, answer: int = 1) -> Dataset:
-    """The data set without what takes more tokens than a model's `longest`, with an answer of at least so many tokens."""
+def no_longer(dataset: Dataset, longest: int | None, whose: str = "this model takes", answer: int = 1) -> Dataset:
+    """The data set without what takes more tokens than `longest`, with an answer of at least so many tokens."""
     def fits(prompt: Prompt) -> bool:  # all of the answer but its last token may stand behind it
         return longest is None or len(prompt.token_ids) + max(len(prompt.target_ids), answer) - 1 <= longest
 
     over = {pair.clean.prompt_id for pair in dataset.pairs if not (fits(pair.clean) and fits(pair.corrupt))}
     over |= {p.prompt_id for p in dataset.prompts if not fits(p)}
-    why = f"longer than the {longest} tokens this model takes"
+    why = f"longer than the {longest} tokens {whose}"
     dropped = tuple(Dropped(p.prompt_id, p.text, why) for p in dataset.prompts if p.prompt_id in over)
     return replace(dataset, prompts=tuple(p for p in dataset.prompts if p.prompt_id not in over),
                    pairs=tuple(pair for pair in dataset.pairs if pair.clean.prompt_id not in over),

@@ -55,7 +55,7 @@ RULES = (
     # supporting facts the set states
     Rule("10+ facts", "10 supporting facts or more", STRESS, lambda q: within(q.num_facts, 10)),
     Rule("5-9 facts", "5 to 7 supporting facts, and 8 or 9", LONG, lambda q: within(q.num_facts, 5, 9)),
-    Rule("3-4 facts", "3 or 4 supporting facts", THREE_HOP, lambda q: within(q.num_facts, 3, 4)),
+    Rule("3+ facts", "3 supporting facts or more, where the two rules above do not count", THREE_HOP, lambda q: within(q.num_facts, 3)),
     Rule("2 facts", "2 supporting facts", TWO_HOP, lambda q: within(q.num_facts, 2, 2)),
     # facts that the context tells, a sentence each, then its length
     Rule("10+ sentences", "a context of 10 sentences or more", STRESS, lambda q: within(sentences(q.context), 10), True),

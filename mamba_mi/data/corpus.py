@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Document(NamedTuple):
     @property
     def key(self) -> str:
         """Names the text: equal texts have one key."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ class Corpus:
     buffer: int = 1000
     n: int | None = None
 
-    def reader(self) -> Reader:
-        """A reader at the beginning of the first pass."""
-        return Reader(self)
+    def said(self) -> str:
+        """What decides which documents are read, and when, but for the files."""
+        return (f"heldout {self.heldout}, sets {self.sets and sorted(self.sets)}, "
+                f"weights {sorted(self.weights.items())}, buffer {self.buffer}, n {self.n}")
+
+    def reader(self, unread: Iterable[str] = ()) -> Reader:
+        """A reader at the beginning of the first pass, which hands over no document of the keys `unread`."""
+        return Reader(self, frozenset(unread))
 
     def held_out(self, n: int | None) -> tuple[list[Document], Counter]:
         """The first n documents (None: all) that training never reads, and how many lines were left out for which reason."""
@@ -61,7 +66,7 @@ class Corpus:
         why = Counter()
         found = list(islice(self._held_out(shards, why), n))
         if not found:
-            raise UserError(f"dataset={self.name}: no document to validate on ({_said(why)}); give dataset.validation=FILE, or a "
+            raise UserError(f"dataset={self.name}: no document to validate on ({reasons(why)}); give dataset.validation=FILE, or a "
                             f"larger share than dataset.heldout={self.heldout}")
         return found, why
 
@@ -100,8 +105,8 @@ class Reader:
     `why` counts the lines that were left out by reason, `read` the documents handed over by source.
     """
 
-    def __init__(self, corpus: Corpus):
-        self.corpus, self.why, self.read = corpus, Counter(), Counter()
+    def __init__(self, corpus: Corpus, unread: frozenset[str] = frozenset()):
+        self.corpus, self.unread, self.why, self.read = corpus, unread, Counter(), Counter()
         self.passes = -1
         self.again()
 
@@ -120,7 +125,7 @@ class Reader:
             if self._buffer:
                 return self._drawn()
             self.again()
-        raise UserError(f"dataset={self.corpus.name}: no document to train on ({_said(self.why)})")
+        raise UserError(f"dataset={self.corpus.name}: no document to train on ({reasons(self.why)})")
 
     def _drawn(self) -> Document:
         at = int(torch.randint(len(self._buffer), (), generator=self._generator))
@@ -142,7 +147,7 @@ class Reader:
         if found is None:
             return
         chance = self.corpus.chance(found.source)
-        if self.corpus.is_held_out(found):
+        if self.corpus.is_held_out(found) or (self.unread and found.key in self.unread):
             self.why["held out for validation"] += 1
         elif chance < 1 and torch.rand((), generator=self._generator).item() >= chance:
             self.why["left out by dataset.weights"] += 1
@@ -174,5 +179,6 @@ class Reader:
         self.why, self.read = Counter(state["why"]), Counter(state["read"])
 
 
-def _said(why: Counter) -> str:
+def reasons(why: Counter) -> str:
+    """The commonest reasons in words."""
     return "; ".join(f"{count} times {reason}" for reason, count in why.most_common(4)) or "there are no lines"

@@ -10,15 +10,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mamba_mi.config import UserError, did_you_mean
+from mamba_mi.config import UserError, did_you_mean, several
 from mamba_mi.data import written
 from mamba_mi.data.encoding import following
 from mamba_mi.data.facts.vocabulary import BOS
-from mamba_mi.data.generation import LEVELS, MAKERS, chosen, generate, left_out, lexicon_of
+from mamba_mi.data.generation import LEVELS, MAKERS, generate, left_out, lexicon_of
 from mamba_mi.data.generation.draft import Generated, read
 from mamba_mi.data.prompt import Dataset, Dropped
 from mamba_mi.data.questions import Question, characters
-from mamba_mi.data.reading import Unusable, fingerprint, read_records, sift
+from mamba_mi.data.reading import Unusable, fingerprint, printable, read_records, require_once, sift
 from mamba_mi.data.written import Written
 
 LEXICONS = ("auto", *MAKERS)
@@ -41,7 +41,7 @@ class Knobs:
 
 def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     """Pairs of one layout, and as prompts also those whose partner has another number of tokens."""
-    levels, dropped = chosen(knobs.level, "dataset.level"), []
+    levels, dropped = several(knobs.level, list(LEVELS), "dataset.level"), []
     if knobs.path:
         made, dropped = _of_file(knobs.path, levels)
         digest = fingerprint(knobs.path)
@@ -71,7 +71,7 @@ def made_of(lexicon: str, levels: list[str], per_level: int, seed: int, group: s
     if len(unsayable) == len(levels):
         raise UserError(f"{group}.level={','.join(levels)}: lexicon={lexicon} cannot say it ({'; '.join(unsayable.values())}); "
                         f"there are {', '.join(MAKERS[lexicon])}")
-    return generate(lexicon, levels, per_level, seed)
+    return generate(lexicon, levels, per_level, seed, f"{group}.per_level")
 
 
 def digest_of(made: list[Generated]) -> str:
@@ -81,10 +81,9 @@ def digest_of(made: list[Generated]) -> str:
 
 def _of_file(path: str, levels: list[str]) -> tuple[list[Generated], list[Dropped]]:
     records = read_records(path)
-    ids = [str(record.get("question_id") or f"row-{row}") for row, record in enumerate(records)]
-    if len(set(ids)) < len(ids):
-        raise UserError(f"dataset.path={path}: a question_id is there more than once; experiment=prompts writes such a file")
-    wanted = {LEVELS[level] for level in levels}
+    ids = [printable(str(record.get("question_id") or f"row-{row}")) for row, record in enumerate(records)]
+    require_once(ids, "question_id", f"dataset.path={path}")
+    wanted = [LEVELS[level] for level in levels]
 
     def make(record) -> Generated:
         if record.get("category") not in wanted:

@@ -41,7 +41,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     known = {century: found for century in CENTURIES if len(found := endings(century, tokenizer)) >= LEAST}
     if not known:
         raise UserError("dataset=greater_than needs a tokenizer that writes a year as two tokens, 17 and 32; this model's has no "
-                        f"century with {LEAST} such years; dataset=generated dataset.level=combined compares numbers in any tokenizer")
+                        f"century with {LEAST} such years; give a model with GPT-NeoX's, such as mamba-130m")
     draw, found = Draw(stream(seed, "greater than")), {}
     for number in range(DRAWN):
         century = draw.one_of(list(known))

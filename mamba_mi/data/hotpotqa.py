@@ -26,7 +26,7 @@ class Knobs(Choices):
 def question(record: Mapping) -> Question:
     """Every paragraph is context, distractors too; the first supporting article is the cluster."""
     kind = str(record.get("type") or "")
-    paragraphs = [(str(title), sentences) for title, sentences in rows(record, "context", "title", "sentences")]
+    paragraphs = [(checked(title, "context.title"), sentences) for title, sentences in rows(record, "context", "title", "sentences")]
     if not all(isinstance(sentences, list) for _, sentences in paragraphs):
         raise Unusable("context.sentences is not a list of sentences")
     facts = [(str(title), at) for title, at in rows(record, "supporting_facts", "title", "sent_id")]

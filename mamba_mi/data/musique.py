@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mamba_mi.data.prompt import Dataset
-from mamba_mi.data.qa import Choices, Published, answers, column, dataset, listed
+from mamba_mi.data.qa import Choices, Published, answers, column, dataset
 from mamba_mi.data.questions import Question
-from mamba_mi.data.reading import Unusable, checked, text_of
+from mamba_mi.data.reading import Unusable, checked, listed, text_of
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mamba_mi.data.reading import (
     printable,
     read_records,
     require_columns,
+    require_once,
     sift,
     text_of,
 )
@@ -83,9 +84,7 @@ def _bare(column: str) -> str:
 def _ids(rows: list[dict], source: str) -> list[str]:
     ids = [f"pair-{number:05d}" if row.get("id") in (None, "") else printable(str(row["id"]))
            for number, row in enumerate(rows)]
-    if len(set(ids)) < len(ids):
-        twice = next(prompt_id for number, prompt_id in enumerate(ids) if prompt_id in ids[:number])
-        raise UserError(f"{source}: id {twice!r} is there more than once; give every record its own")
+    require_once(ids, "id", source)
     return ids
 
 

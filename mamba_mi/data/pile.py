@@ -13,7 +13,7 @@ from mamba_mi.config import UserError
 from mamba_mi.data import shards
 from mamba_mi.data.corpus import Corpus, Document
 from mamba_mi.data.prompt import Dataset
-from mamba_mi.data.reading import Unusable, text_of
+from mamba_mi.data.reading import Unusable, checked, text_of
 
 IS_CORPUS = True
 UNKNOWN = "unknown"  # the source of a document that does not say
@@ -42,7 +42,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     train, validation = (shards.local(knobs.path, "dataset.path"), []) if knobs.path else shards.hub(knobs.hub, knobs.revision)
     if knobs.validation:
         validation = shards.local(knobs.validation, "dataset.validation")
-        if both := sorted({shard.name for shard in train} & {shard.name for shard in validation}):
+        if both := shards.same(validation, train):
             raise UserError(f"dataset.validation={knobs.validation}: {both[0]} is also among what is trained on")
     corpus = Corpus("pile", seed, document, train, validation, knobs.heldout, _sets(knobs.sets), _weights(knobs.weights),
                     knobs.buffer, knobs.n)
@@ -66,8 +66,10 @@ def _set_name(meta: Any) -> str:
             meta = json.loads(meta)
         except (ValueError, RecursionError):
             return UNKNOWN
-    name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return name if isinstance(name, str) and name.strip() else UNKNOWN
+    try:
+        return checked(meta.get("pile_set_name") if isinstance(meta, dict) else None, "pile_set_name")
+    except Unusable:
+        return UNKNOWN
 
 
 def _check(knobs: Knobs) -> None:

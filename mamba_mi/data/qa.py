@@ -13,7 +13,7 @@ from mamba_mi.config import UserError, stream
 from mamba_mi.data import hub, local
 from mamba_mi.data.pairing import shuffled
 from mamba_mi.data.prompt import Dataset, Dropped
-from mamba_mi.data.questions import Question, asked, prompts
+from mamba_mi.data.questions import Question, bare, prompts
 from mamba_mi.data.reading import Unusable, checked, printable, require_columns, sift
 
 
@@ -57,12 +57,10 @@ class Answered(NamedTuple):
 
 def dataset(of: Published, knobs: Choices, tokenizer, seed: int) -> Dataset:
     """The set's questions as prompts, in an order drawn from the seed."""
-    if knobs.longest is not None and knobs.longest < 1:
-        raise UserError(f"dataset.longest={knobs.longest}: give at least 1 token, or null for any length")
     found = questions(of, knobs, seed)
-    asking = found.questions if knobs.context else [replace(each, prompt=asked(each.question)) for each in found.questions]
-    made, more = prompts(asking, tokenizer, bos=knobs.bos, longest=knobs.longest)
-    dropped = tuple(sorted([*found.dropped, *more], key=lambda each: each.prompt_id))
+    asking, twice = (found.questions, []) if knobs.context else bare(found.questions)
+    made, more = prompts(asking, tokenizer, bos=knobs.bos)
+    dropped = tuple(sorted([*found.dropped, *twice, *more], key=lambda each: each.prompt_id))
     return Dataset(of.name, tuple(shuffled(made, seed, of.name)), found.fingerprint, dropped=dropped, origin=found.origin)
 
 
@@ -95,7 +93,7 @@ def _found(of: Published, knobs: Choices, seed: int, key: str) -> tuple[hub.Foun
     where = {"split": knobs.split, "config": knobs.config}
     if knobs.path:
         path_key = f"{key}.path" if key == "dataset" else key
-        return local.read(knobs.path, **where, choose=choose, key=path_key, otherwise=hub.download(knobs.hub, key)), f"{path_key}={knobs.path}"
+        return local.read(knobs.path, **where, choose=choose, key=path_key, otherwise=hub.download(knobs.hub, knobs.config, key)), f"{path_key}={knobs.path}"
     where |= {"revision": knobs.revision, "key": key}
     found = hub.beginning(knobs.hub, knobs.samples, **where) if of.streamed else hub.whole(knobs.hub, **where, choose=choose)
     return found, f"dataset.hub={knobs.hub}"
@@ -103,6 +101,8 @@ def _found(of: Published, knobs: Choices, seed: int, key: str) -> tuple[hub.Foun
 
 def _question(of: Published, question_id: str, record: Mapping, seen: set[str]) -> Question:
     made = replace(of.question(record), question_id=question_id, source=of.name)
+    for name in ("context", "cluster", "kind"):  # titles among them: what no file can hold would be found when it is written
+        checked(getattr(made, name), name, may_be_empty=True)
     if made.prompt in seen:
         raise Unusable("an earlier record has the same prompt")
     seen.add(made.prompt)
@@ -126,22 +126,14 @@ def column(record: Mapping, outer: str, inner: str) -> list:
 
 
 def rows(record: Mapping, outer: str, *inner: str) -> list[tuple]:
-    """Columns of `outer` side by side; of two a list of pairs, as raw files have it, is read as well."""
+    """Columns of `outer` side by side; a list of lists, as raw files have it, is read as well."""
     value = record.get(outer)
-    if isinstance(value, list) and all(isinstance(each, list) and len(each) == len(inner) == 2 for each in value):
+    if isinstance(value, list) and all(isinstance(each, list) and len(each) == len(inner) for each in value):
         return [tuple(each) for each in value]
     columns = [column(record, outer, name) for name in inner]
     if len({len(each) for each in columns}) > 1:
         raise Unusable(f"{outer}: {', '.join(inner)} differ in length")
     return list(zip(*columns, strict=True))
-
-
-def listed(record: Mapping, name: str) -> list:
-    """The list in a column, an empty one where there is none; Unusable where it holds something else."""
-    value = record.get(name)
-    if value is not None and not isinstance(value, list):
-        raise Unusable(f"{name} is not a list")
-    return value or []
 
 
 def answers(values: Sequence, name: str) -> tuple[str, tuple[str, ...]]:

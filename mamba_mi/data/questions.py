@@ -5,7 +5,7 @@ A question is text and knows no tokenizer; `prompts` makes a model's prompts of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from mamba_mi.data.encoding import bos_ids, check_known, encode, encode_targets, following, prompt
 from mamba_mi.data.prompt import Dropped, Prompt
@@ -55,16 +55,28 @@ def asked(question: str, context: str = "") -> str:
     return f"{told}Question: {question}\nAnswer:"
 
 
+def bare(questions: Sequence[Question]) -> tuple[list[Question], list[Dropped]]:
+    """The questions without their facts; of those that are the same then the first."""
+    seen: set[str] = set()
+
+    def make(each: Question) -> Question:
+        if each.question in seen:
+            raise Unusable("without the facts an earlier record has the same prompt")
+        seen.add(each.question)
+        return replace(each, prompt=asked(each.question))
+
+    return sift([each.question_id for each in questions], [each.question for each in questions], questions, make)
+
+
 def of_record(record: Mapping) -> Question:
     """The question that `Question.record` wrote; keys that it does not have are passed over."""
     known = {each.name for each in fields(Question)}
     return Question(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items() if key in known})
 
 
-def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
-            longest: int | None = None) -> tuple[list[Prompt], list[Dropped]]:
+def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False) -> tuple[list[Prompt], list[Dropped]]:
     """Each question as a prompt of this tokenizer, its spans `question` (the last time it is asked) and `facts`; and those that
-    it cannot write, or that take more than `longest` tokens, with the reason."""
+    it cannot write, with the reason."""
     texts = [each.prompt for each in questions]
     encoded, before = encode(texts, tokenizer), bos_ids(tokenizer, bos)
     targets = [following(each.prompt, each.expected) for each in questions]
@@ -73,8 +85,6 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
         each, tokens, target, target_ids = item
         check_known(tokens.ids, tokenizer, "the prompt")
         check_known(target_ids, tokenizer, "the answer")
-        if longest is not None and len(before) + len(tokens.ids) > longest:
-            raise Unusable(f"the prompt is longer than {longest} tokens")
         spans = {name: token_span(tokens.offsets, *where) for name, where in characters(each).items()}
         return prompt(each.question_id, each.prompt, tokens.ids, target, target_ids, spans, bos=before,
                       cluster=each.cluster or each.question_id, template=each.category or each.source, source=each.record())
@@ -85,6 +95,8 @@ def prompts(questions: Sequence[Question], tokenizer, *, bos: bool = False,
 
 def characters(each: Question) -> dict[str, tuple[int, int]]:
     """Where the facts and the last question stand in the prompt, where they do."""
-    found = {"facts": (each.prompt.find(each.context), len(each.context)),
+    head = f"Question: {each.question}\nFacts: "  # whose question may hold all that the facts say
+    begin = len(head) if each.prompt.startswith(head) else 0
+    found = {"facts": (each.prompt.find(each.context, begin), len(each.context)),
              "question": (each.prompt.rfind(each.question), len(each.question))}
     return {name: (start, start + length) for name, (start, length) in found.items() if length and start >= 0}

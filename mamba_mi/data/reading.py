@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,13 @@ def require_columns(records: list[dict], needed: Iterable[str], source: str) -> 
         raise UserError(f"{source}: no column {', '.join(missing)}; it has {', '.join(present)}{hint}")
 
 
+def require_once(ids: Sequence[str], column: str, source: str) -> None:
+    """UserError for an id that two records have."""
+    twice = next((name for name, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{source}: {column} {twice!r} is there more than once; give every record its own")
+
+
 def text_of(record: Mapping, column: str, *, may_be_empty: bool = False) -> str:
     """The text a record has in a column; Unusable where it has none that a tokenizer could take."""
     return checked(record.get(column), column, may_be_empty=may_be_empty)
@@ -105,6 +113,14 @@ def checked(value: object, name: str, *, may_be_empty: bool = False) -> str:
     except UnicodeEncodeError:
         raise Unusable(f"{name} is not valid Unicode (half of a surrogate pair)") from None
     return value
+
+
+def listed(record: Mapping, name: str) -> list:
+    """The list in a column, an empty one where there is none; Unusable where it holds something else."""
+    value = record.get(name)
+    if value is not None and not isinstance(value, list):
+        raise Unusable(f"{name} is not a list")
+    return value or []
 
 
 def printable(text: str) -> str:

@@ -43,8 +43,8 @@ def local(path: str, key: str) -> list[Shard]:
 
 
 def _local(file: Path) -> Shard:
-    size = file.stat().st_size
     try:
+        size = file.stat().st_size
         with file.open("rb") as f:
             digest = hashlib.sha256(f.read(EDGE))
             f.seek(max(0, size - EDGE))
@@ -54,11 +54,17 @@ def _local(file: Path) -> Shard:
     return Shard(str(file), size, partial(file.open, "rb"), digest.hexdigest())
 
 
+def same(some: Iterable[Shard], others: Iterable[Shard]) -> list[str]:
+    """The names of those that are files of both, by whatever path."""
+    there = {Path(shard.name).resolve() for shard in others}
+    return sorted(shard.name for shard in some if Path(shard.name).resolve() in there)
+
+
 def hub(repo: str, revision: str | None) -> tuple[list[Shard], list[Shard]]:
     """The training and the validation shards of a data set on the hub, at the commit that `revision` is now.
 
     They are read as they come over the network: what `train/` holds (without it, all that is not named after validation
-    or test), and the files named after validation.
+    or test), and what is named after validation. A file is named by its folders, too.
     """
     from huggingface_hub import HfApi, HfFileSystem
 
@@ -71,12 +77,16 @@ def hub(repo: str, revision: str | None) -> tuple[list[Shard], list[Shard]]:
     files = HfFileSystem()
     found = [Shard(each.rfilename, each.size or 0, partial(files.open, f"datasets/{repo}@{info.sha}/{each.rfilename}", "rb"),
                    info.sha) for each in info.siblings if each.rfilename.endswith(SUFFIXES)]
-    validation = [shard for shard in found if Path(shard.name).name.startswith("val")]
-    train = [shard for shard in found if shard.name.startswith("train/")]
-    train = train or [shard for shard in found if not Path(shard.name).name.startswith(("val", "test"))]
+    validation = [shard for shard in found if _named(shard, "val")]
+    rest = [shard for shard in found if not _named(shard, "val", "test")]
+    train = [shard for shard in rest if shard.name.startswith("train/")] or rest
     if not train:
         raise UserError(f"dataset.hub={repo}: holds no {' or '.join(SUFFIXES)} file to train on")
     return train, validation
+
+
+def _named(shard: Shard, *beginnings: str) -> bool:
+    return any(part.startswith(beginnings) for part in Path(shard.name).parts)
 
 
 def fingerprint(shards: Iterable[Shard]) -> str:
@@ -94,7 +104,9 @@ def lines(shard: Shard) -> Iterator[bytes]:
             for block in _decompressed(raw, shard.name) if shard.name.endswith(".zst") else raw:
                 *whole, tail = (tail + block).split(b"\n")
                 yield from whole
-    except OSError as e:
+    except UserError:
+        raise
+    except Exception as e:  # a disk's and a network's errors share no class
         raise UserError(f"{shard.name}: reading broke off ({type(e).__name__}: {e}); the same command goes on from the last "
                         "checkpoint") from None
     if tail:
@@ -105,7 +117,8 @@ def _decompressed(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """All frames of a zstandard file. `decompress` would give the first alone, and a stream reader a cut-off one in silence."""
     import zstandard
 
-    frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+    reader = zstandard.ZstdDecompressor(max_window_size=2**31)  # what `zstd --long=31` may ask for
+    frame, begun = reader.decompressobj(), False
     try:
         for block in blocks:
             while block:
@@ -114,7 +127,7 @@ def _decompressed(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
                 if not frame.eof:
                     break
                 block = frame.unused_data
-                frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+                frame, begun = reader.decompressobj(), False
     except zstandard.ZstdError as e:
         raise UserError(f"{name}: not a whole zstandard file ({e}); download it again") from None
     if begun:

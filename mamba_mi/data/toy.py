@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.config import UserError, several, stream
 from mamba_mi.data import written
 from mamba_mi.data.facts.tasks import Draw
 from mamba_mi.data.prompt import Dataset, Dropped
@@ -103,23 +103,13 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
     for key, least in (("length", 3), ("pairs", 2)):
         if getattr(knobs, key) < least:
             raise UserError(f"dataset.{key}={getattr(knobs, key)}: give at least {least}")
-    tasks, dropped = _tasks(knobs.task), []
+    tasks, dropped = several(knobs.task, list(TASKS), "dataset.task"), []
     kinds = _bracket_kinds(tokenizer)
     if len(kinds) < 2 and knobs.task == "all":
         tasks.remove("brackets")
         dropped.append(Dropped("toy-brackets", "", "brackets: the tokenizer has not two kinds of them as single tokens"))
     records = [record for task in tasks for record in _records(task, knobs, kinds, tokenizer, seed)]
     return written.dataset("toy", records, tokenizer, bos=knobs.bos, seed=seed, dropped=dropped)
-
-
-def _tasks(asked: Any) -> list[str]:
-    names = list(TASKS) if asked == "all" else [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name not in TASKS:
-            raise UserError(f"dataset.task={name}: there are all, {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"dataset.task={names}: at least one task, and each once")
-    return names
 
 
 def _bracket_kinds(tokenizer) -> list[str]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mamba_mi.data.prompt import Dataset
-from mamba_mi.data.qa import Choices, Published, answers, dataset, listed
+from mamba_mi.data.qa import Choices, Published, answers, dataset
 from mamba_mi.data.questions import Question
-from mamba_mi.data.reading import Unusable, checked, text_of
+from mamba_mi.data.reading import Unusable, checked, listed, text_of
 
 PAGES = (("entity_pages", "wiki_context"), ("search_results", "search_context"))
 WITHHELD = "<unk>"  # what the test split has for every answer

@@ -103,7 +103,7 @@ def _now(knobs, name: str) -> dict | str:
     where = {"config": defaults.config, "split": defaults.split}
     if path:
         key = f"method.paths.{name}"
-        return local.identity(path, **where, key=key, otherwise=hub.download(defaults.hub, key))
+        return local.identity(path, **where, key=key, otherwise=hub.download(defaults.hub, defaults.config, key))
     return {"hub": defaults.hub, **where}
 
 
@@ -112,6 +112,8 @@ def _differs(key: str, then: object, now: object) -> str:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "null"
     return f"[{', '.join(map(str, value))}]" if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 

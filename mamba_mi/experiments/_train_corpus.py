@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mamba_mi import models
 from mamba_mi.config import UserError
 from mamba_mi.experiments import UNTESTED, Experiment
-from mamba_mi.experiments._train_corpus_knobs import STARTS, Knobs, check
+from mamba_mi.experiments._train_corpus_knobs import STARTS, Knobs, check, steps_of
 from mamba_mi.measure.effects import effects
 from mamba_mi.models import hugging_face, state_spaces
 from mamba_mi.report import corpus_words as words
@@ -64,8 +64,8 @@ class TrainOnCorpus(Experiment):
         if knobs.start == "checkpoint":
             cls.refuse_sizes(asked)
             return models.load(source, options=options, meant=meant, cached=False, **how).requires_grad_(True)
-        if Path(str(source)).expanduser().is_dir():
-            raise UserError(f"model.path={source}: a model from scratch reads no checkpoint; method.start=checkpoint trains it on")
+        if meant and meant.source.startswith("model.path="):
+            raise UserError(f"{meant.source}: a model from scratch reads no checkpoint; method.start=checkpoint trains it on")
         if follows := [key for key in asked if key in state_spaces.FOLLOW]:
             raise UserError(f"model.sizes.{follows[0]}: follows from d_model; give model.sizes.d_model")
         if meant:
@@ -78,9 +78,7 @@ class TrainOnCorpus(Experiment):
 
     @property
     def steps(self) -> int:
-        """As many as asked for, or as the samples make."""
-        knobs = self.knobs
-        return knobs.steps or max(1, knobs.samples * knobs.epochs // knobs.batch)
+        return steps_of(self.knobs)
 
     def candidates(self, load):
         self.dataset = load()
@@ -98,7 +96,8 @@ class TrainOnCorpus(Experiment):
         """Train on the text from its beginning, or on from where the last checkpoint stood in it."""
         knobs, ranks = self.knobs, self.setting.ranks
         self.papers, self.unread = papers(self.dataset.corpus, self.script, knobs.examined, boundaries=knobs.boundaries)
-        self.rows = Rows(self.dataset.corpus.reader(), self.script, length=knobs.length, boundaries=knobs.boundaries, samples=knobs.samples)
+        self.rows = Rows(self.dataset.corpus.reader(paper.key for paper in self.papers), self.script, length=knobs.length,
+                         boundaries=knobs.boundaries, samples=None if knobs.steps else knobs.samples)
         self.flops, self.peak = flops_per_token(self.lm), measured_peak(self.lm.device, self._arithmetic) * ranks.count
         self.lm.train()
         with bar(self.steps) if ranks.rank == 0 else nullcontext(lambda point: None) as watch:
@@ -114,7 +113,8 @@ class TrainOnCorpus(Experiment):
         self.saved = scratch / "model"
         models.save(self.lm, self.saved)
         if not hugging_face.unwritable(self.lm.config):
-            models.save(self.lm, self.saved / "hf", hugging_face)
+            marks = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), self.script.mark)
+            models.save(self.lm, self.saved / "hf", hugging_face, **marks)
         costs, self.smoothing = unigram_nats(self.rows.counts_V, [paper.asked for paper in self.papers])
         self.unigram = dict(zip((paper.key for paper in self.papers), costs, strict=True))
 
@@ -163,7 +163,7 @@ class TrainOnCorpus(Experiment):
         knobs, reader, last = self.knobs, self.rows.reader, self.curve[-1]
         speeds = sorted(point["tokens_per_second"] for point in self.curve)
         return {"model_name": self.lm.name, "variant": self.lm.config.variant, "num_samples": self.steps * knobs.batch,
-                "num_epochs": knobs.epochs, "batch_size": knobs.batch, "learning_rate": knobs.lr, "max_length": knobs.length,
+                "num_epochs": reader.passes + 1 if knobs.steps else knobs.epochs, "batch_size": knobs.batch, "learning_rate": knobs.lr, "max_length": knobs.length,
                 "final_loss": last["loss"], "final_validation": last["validation"], "steps": self.steps,
                 "recipe": asdict(knobs), "seed": self.setting.seed, "tokens": self.steps * knobs.batch * knobs.length,
                 "parameters": sum(x.numel() for x in self.lm.parameters()), "weights": checkpointing.weights_hash(self.lm),
@@ -194,7 +194,8 @@ class TrainOnCorpus(Experiment):
 
     def _never_met(self) -> list[str]:
         corpus, reader = self.dataset.corpus, self.rows.reader
-        return sorted({*(corpus.sets or ()), *corpus.weights} - set(reader.read))
+        wanted = {*(corpus.sets or ()), *corpus.weights} - {source for source, weight in corpus.weights.items() if weight == 0}
+        return sorted(wanted - set(reader.read))
 
     def _watch(self, watch, point: dict) -> None:
         point["utilisation"] = point["tokens_per_second"] * self.flops / self.peak
@@ -239,7 +240,8 @@ class TrainOnCorpus(Experiment):
 
     def _identity(self) -> str:
         knobs = {key: x for key, x in asdict(self.knobs).items() if key not in ("checkpoint_every", "eval_every", "examined", "resamples")}
-        return f"seed {self.setting.seed}, {knobs}, data {self.dataset.fingerprint}, {self.lm.fingerprint}, {self.lm.config}"
+        return (f"seed {self.setting.seed}, {knobs}, data {self.dataset.fingerprint}, {self.dataset.corpus.said()}, {self.script.said()}, "
+                f"{self.lm.fingerprint}, {self.lm.config}")
 
 
 def _effects(some, metric: str, value, baseline) -> pa.Table:

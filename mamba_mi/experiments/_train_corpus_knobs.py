@@ -36,11 +36,19 @@ class Knobs:
     checkpoint_activations: bool = False
 
 
+def steps_of(knobs: Knobs) -> int:
+    """As many as asked for, or as the samples make."""
+    return knobs.steps or max(1, knobs.samples * knobs.epochs // knobs.batch)
+
+
 def check(knobs: Knobs, lm, ranks) -> None:
     """Raise a UserError for what does not fit together, this model or so many processes."""
-    at_least(knobs, steps=1, samples=1, epochs=1, batch=1, length=2, accumulate=1, checkpoint_every=1, eval_every=1, examined=2)
+    at_least(knobs, steps=1, samples=1, epochs=1, batch=1, length=2, accumulate=1, checkpoint_every=1, eval_every=1, examined=2,
+             warmup=0, weight_decay=0, resamples=1)
     if knobs.steps is None and knobs.samples is None:
         raise UserError("method.steps=null method.samples=null: nothing says how long to train; give one of them")
+    if knobs.warmup > steps_of(knobs):
+        raise UserError(f"method.warmup={knobs.warmup}: the rate would never get to method.lr, as there are {steps_of(knobs)} steps in all")
     for key in ("lr", "clip"):
         if not getattr(knobs, key) > 0:
             raise UserError(f"method.{key}={getattr(knobs, key)}: give more than 0, or nothing is learnt")
@@ -51,5 +59,10 @@ def check(knobs: Knobs, lm, ranks) -> None:
         raise UserError(f"method.autocast={knobs.autocast}: there are {', '.join(AUTOCASTS)}")
     if knobs.autocast != "none" and (lm.config.variant not in PRECISE or lm.dtype != torch.float32):
         raise UserError(f"method.autocast={knobs.autocast}: only for {' and '.join(PRECISE)} with dtype=float32; give none")
+    if lm.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"dtype={str(lm.dtype).removeprefix('torch.')}: most steps are lost in weights this short; give dtype=float32 "
+                        "method.autocast=bf16")
+    if lm.config.max_length is not None and knobs.length > lm.config.max_length:
+        raise UserError(f"method.length={knobs.length}: {lm.name} takes at most {lm.config.max_length} tokens")
     if knobs.checkpoint_activations and any(layer.BALANCED for layer in lm.layers):
         raise UserError(f"method.checkpoint_activations=true: the routers of a {lm.config.variant} would be balanced twice")

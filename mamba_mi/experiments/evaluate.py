@@ -73,7 +73,7 @@ class Evaluate(Experiment):
     def candidates(self, load):
         """The custom prompts, those of the configured data set, or both."""
         sources, longest = {"custom": self._custom, "dataset": load}, self.lm.config.max_length
-        parts = {kind: no_longer(sources[kind](), longest, self.knobs.max_new_tokens) for kind in KINDS[self.knobs.prompts]}
+        parts = {kind: no_longer(sources[kind](), longest, answer=self.knobs.max_new_tokens) for kind in KINDS[self.knobs.prompts]}
         self.chosen = candidates(parts, self.knobs.max_per_category)
         return self.chosen.dataset
 

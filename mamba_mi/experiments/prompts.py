@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from mamba_mi.config import several
 from mamba_mi.data import Batch, Prompt, generated
-from mamba_mi.data.generation import LEVELS, chosen, left_out
+from mamba_mi.data.generation import LEVELS, left_out
 from mamba_mi.data.generation.draft import Generated
 from mamba_mi.experiments import UNTESTED, Experiment, at_least
 from mamba_mi.measure.effects import effects
@@ -49,22 +50,18 @@ class Prompts(Experiment):
 
     def check(self) -> None:
         at_least(self.knobs, per_level=1, resamples=20)
-        self.levels = chosen(self.knobs.level, "method.level")
+        self.levels = several(self.knobs.level, list(LEVELS), "method.level")
         self.lexicon = generated.lexicon_for(self.knobs.lexicon, self.lm.tokenizer, "method.lexicon")
-
-    @cached_property
-    def made(self) -> dict[str, list[Generated]]:
-        """A level's prompts, by level."""
         items = generated.made_of(self.lexicon, self.levels, self.knobs.per_level, self.setting.seed, "method")
         by_level = {level: [item for item in items if item.question.category == LEVELS[level]] for level in self.levels}
-        return {level: found for level, found in by_level.items() if found}
+        self.made: dict[str, list[Generated]] = {level: found for level, found in by_level.items() if found}
 
     @cached_property
     def of_id(self) -> dict[str, Generated]:
         return {item.question.question_id: item for items in self.made.values() for item in items}
 
     def setting_in_words(self):
-        return {"lexicon": words.lexicon(self.lexicon), "levels": f"{len(self.made)} of {len(self.levels)} asked for"}
+        return {"data": "made by rule from the seed", "lexicon": words.lexicon(self.lexicon), "levels": f"{len(self.made)} of {len(self.levels)} asked for"}
 
     def batches(self, items) -> list[Batch]:
         """A level a batch; its texts are no model's tokens."""

@@ -164,14 +164,15 @@ def written(lm, layout: ModuleType | None = None) -> tuple[dict, dict[str, torch
         layout.their_name(n, lm.config): x.detach().cpu().contiguous() for n, x in lm.state_dict().items()}
 
 
-def save(lm, folder: str | Path, layout: ModuleType | None = None) -> None:
-    """Write the model in its published layout, or in `layout`, as config.json and model.safetensors, with its tokenizer.json."""
+def save(lm, folder: str | Path, layout: ModuleType | None = None, **said) -> None:
+    """Write the model in its published layout, or in `layout`, as config.json and model.safetensors, with its tokenizer.json.
+    What is `said` is in config.json, too."""
     from safetensors.torch import save_file
 
     folder, (config, weights) = Path(folder), written(lm, layout)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers reads no file that does not say whose tensors these are
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(config | said, indent=1) + "\n")
     if lm.tokenizer is not None:
         lm.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

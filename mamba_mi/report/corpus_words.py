@@ -86,7 +86,7 @@ def caveats(summary: Sequence[dict], info: Mapping) -> list[str]:
                                                                if recipe["boundaries"] else "."),
         "One seed is one model: the intervals are over documents, not over trainings."]
     if left:
-        said.append(f"Lines not trained on: {left}.")
+        said.append(f"Lines not trained on, in {_times(documents['passes'])}: {left}.")
     if documents["asked_for_and_never_met"]:
         said.append(f"Named in dataset.sets or dataset.weights and never met: {', '.join(documents['asked_for_and_never_met'])}.")
     if thin:

@@ -71,4 +71,4 @@ def _bounds(values: Sequence[int] | None) -> str:
 
 def _commonest(each: Mapping) -> str:
     shown = list(each["answers"].items())[:SHOWN]
-    return ", ".join(f"{answer} {count / each['n']:.0%}" for answer, count in shown)
+    return ", ".join(f"{answer} ({count / each['n']:.0%})" for answer, count in shown)

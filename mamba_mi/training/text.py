@@ -4,6 +4,7 @@ Shape legend: B rows, L tokens, V vocabulary.
 """
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -26,6 +27,10 @@ class Script:
         if self.mark >= vocabulary:
             raise UserError(f"the tokenizer's mark between documents is token {self.mark}, and the model knows {vocabulary}: the two "
                             "do not belong together")
+
+    def said(self) -> str:
+        """Names the tokenizer: those that make other tokens have another name."""
+        return f"tokenizer {hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()}, mark {self.mark}"
 
     def tokens(self, text: str) -> list[int]:
         """Empty where a token is none of the model's."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 
@@ -74,8 +75,9 @@ def join(device: str, parallel: bool, what: str) -> Alone:
         raise UserError(f"WORLD_SIZE={count()}: {what} runs in one process; start it without torchrun, which is for "
                         "experiment=train dataset=pile")
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError:
         raise UserError(f"WORLD_SIZE={count()}: training in several processes needs accelerate (pip install '.[train]'); without "
                         "torchrun it runs in one") from None
-    return Ranks(Accelerator(cpu=device == "cpu"))
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first examines, for longer than half an hour
+    return Ranks(Accelerator(cpu=device == "cpu", kwargs_handlers=[patient]))

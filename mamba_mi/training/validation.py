@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from mamba_mi.data.corpus import Corpus, Document
+from mamba_mi.config import UserError
+from mamba_mi.data.corpus import Corpus, Document, reasons
 from mamba_mi.training.text import OUTSIDE, Script
 
 
@@ -37,11 +38,14 @@ def papers(corpus: Corpus, script: Script, n: int | None, *, boundaries: bool) -
             why["an earlier document is the same"] += 1
         else:
             found[document.key] = _paper(document, (script.mark, *ids), asked)
+    if not found:
+        raise UserError(f"dataset={corpus.name}: none of {len(documents)} validation documents can be used ({reasons(why)}); give "
+                        "dataset.validation=FILE, or a model.tokenizer= that goes with the model")
     return list(found.values()), why
 
 
 def _paper(document: Document, ids, asked) -> Paper:
-    return Paper(document.key[:16], document.source, tuple(ids), tuple(asked))
+    return Paper(document.key, document.source, tuple(ids), tuple(asked))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from oracles import deviation
 from torch import Tensor
 
-from mamba_mi.backends import chunked
+from mamba_mi.backends import chunked, reference
 from mamba_mi.config import stream
 
 LENGTHS = (1, 2, 3, 31, 32, 33, 63, 64, 65, 70, 127, 128, 129, 130)  # around the borders of chunks
@@ -95,6 +95,18 @@ def test_rows_a_few_at_a_time_start_where_they_would_together(shape, starts, len
     y, h = chunked.scan(*args, h0=h0)
     assert deviation(y, truth) <= 1e-12 and deviation(h, last) <= 1e-12
     assert deviation(chunked.scan(*args, h0=h0, keep_h=False)[0], truth) <= 1e-12
+
+
+@pytest.mark.parametrize("starts", [2, 3])
+def test_one_token_goes_on_from_shared_states_and_writes_with_a_dt_of_its_own(backend, shape, starts):
+    """Without the state after it: a way of its own in some backends."""
+    args, h0 = drawn(shape, 1, rows=6)
+    write = drawn(shape, 1, rows=6, seed=1)[0].dt_BLH
+    y, _ = backend.scan(*args, h0=h0[:starts], keep_h=False, dt_write=write)
+    for r in range(6):
+        row = Args(*(x if x is args.A_HN else x[r:r + 1] for x in args))
+        truth = reference.scan(*row, h0=h0[r % starts][None], dt_write=write[r:r + 1])[0]
+        assert deviation(y[r:r + 1], truth) <= 1e-12
 
 
 def test_a_scan_cut_anywhere_goes_on_from_its_state(backend, shape):

@@ -31,6 +31,15 @@ def test_the_benchmark_runs_and_writes_a_line_a_size(tmp_path, monkeypatch):
     assert sum(line.startswith("| ") for line in (tmp_path / "train.md").read_text().splitlines()) == 4
 
 
+def test_ratios_are_theirs_over_ours_and_the_first_round_does_not_count(monkeypatch):
+    times = iter((50.0, 1.0, 60.0, 2.0, 6.0, 4.0, 2.0, 6.0, 5.0))  # ours, as it comes, tuned; three rounds
+    monkeypatch.setattr(train, "seconds", lambda step: next(times))
+    found = train.compare("mamba2", TINY, 2)
+    assert found["best"] == "chunk_size=32" and found["times_faster"]["default"] == {"median": 3.0, "min": 3.0, "max": 3.0}
+    assert found["times_faster"]["chunk_size=32"] == {"median": 2.25, "min": 2.0, "max": 2.5}
+    assert found["tokens_per_second"]["ours"] == {"median": 7.0, "min": 7.0, "max": 7.0}  # 2 x 7 tokens in 2 seconds
+
+
 @VARIANTS
 def test_two_models_that_differ_in_one_number_are_not_timed(variant):
     lm = train.our_model(variant, TINY)

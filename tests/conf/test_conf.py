@@ -67,6 +67,8 @@ def test_debug_fast_is_eight_prompts_and_fifty_steps(compose):
     patching, training = (compose("debug=fast", f"experiment={name}") for name in ("patching", "train"))
     assert (patching.dataset.n, patching.method.resamples, training.method.steps) == (8, 200, 50)
     assert compose("debug=fast", "dataset.n=20", "experiment=train", "method.steps=7").method.steps == 7
+    text = compose("debug=fast", "experiment=train", "dataset=pile").method
+    assert (text.steps, text.batch, text.length, text.warmup, text.resamples) == (20, 4, 64, 4, 200)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

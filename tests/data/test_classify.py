@@ -28,7 +28,7 @@ OF_RULE = {
     "2 hops": asked("musique", hops=2, facts=4),
     "10+ facts": asked("mine", facts=10),
     "5-9 facts": asked("mine", facts=5),
-    "3-4 facts": asked("hotpotqa", facts=3),
+    "3+ facts": asked("hotpotqa", facts=3),
     "2 facts": asked("hotpotqa", facts=2),
     "10+ sentences": asked("squad", context=TEN, hops=1, facts=1),
     "5-9 sentences": asked("squad", context=TEN[:TEN.index("Fact 5")], hops=1, facts=1),
@@ -59,10 +59,27 @@ def test_the_table_has_a_question_a_rule_and_reaches_every_category():
     *((asked("squad", context=" ".join(["So."] * n), hops=1, facts=1), c) for n, c in (
         (4, "Simple Recall"), (5, "Long Context"), (9, "Long Context"), (10, "Stress Test"))),
     (asked("squad", context=" ".join([long(60) + "."] * 6), hops=1, facts=1), "Long Context"),  # sentences come before words
-    (asked("hotpotqa", context=TEN, facts=12, question="Is it the same?"), "Two-Hop Reasoning"),  # no rule of another set's category counts
+    *((asked("hotpotqa", context=TEN, facts=n), "Three-Hop Reasoning") for n in (4, 5, 9, 10, 12)),  # a comparison of many sentences
+    (asked("hotpotqa", context=TEN, question="Is it the same?"), "Two-Hop Reasoning"),  # no rule of another set's category counts
     (asked("musique", hops=4, facts=4), "Three-Hop Reasoning")])
 def test_the_bounds_of_the_rules(question, category):
     assert classify(question).category == category
+
+
+@pytest.mark.parametrize(("source", "rule", "words"), [
+    ("drop", "reasoning words", "how many, how much, how long, how old, how far, more, less, fewer, most, least, first, last, longer, longest, shorter, "
+     "shortest, difference, total, combined, compare, compared, before, after, between, percent, percentage, average"),
+    ("hotpotqa", "chain words", "whose, both, same, of the film that, by the man who, in the town which, in the year where, of the wife of, who also, who later")])
+def test_every_cue_word_is_looked_for_as_a_word(source, rule, words):
+    for cue in words.split(", "):
+        for question in (f"So {cue} it is?", f"{cue.capitalize()} it is?"):
+            assert classify(asked(source, question)).rule == rule, cue
+    for none in ("Who mores?", "Was it beforehand?", "Who is everybothy?", "Is the firstling here?", "Who is at the man?"):
+        if source == "drop":
+            assert classify(asked(source, none)).rule == "drop"
+        else:
+            with pytest.raises(Unusable):
+                classify(asked(source, none))
 
 
 @pytest.mark.parametrize("question", [asked("natural_questions", context="Short.", hops=1, facts=1), asked("hotpotqa", facts=1), asked("mine")])

@@ -135,7 +135,7 @@ def test_two_hop_prompts_are_about_newcomers_only(words):
 
 
 @pytest.mark.parametrize(("knobs", "tokens", "message"), [
-    (Knobs(relations="borm"), True, "did you mean 'born'"), (Knobs(relations=[]), True, "nothing"),
+    (Knobs(relations="borm"), True, "did you mean 'born'"), (Knobs(relations=[]), True, "at least one"), (Knobs(relations=5), True, "dataset.relations=5: there are all"),
     (Knobs(split="held"), True, "did you mean 'heldout'"),
     (Knobs(relations="capital"), True, "dataset.split=train"),
     (Knobs(), False, "model=tiny"),

@@ -1,4 +1,5 @@
 """Generated prompts: every answer worked out again from the text alone, levels that hold what they say, and fair pairs."""
+import ast
 import json
 import re
 import subprocess
@@ -128,7 +129,7 @@ def test_hand_written_prompts_are_kept_and_marked(english):
     for level in LEVELS:
         flags = [item.is_original for item in english if level_of(item) == level]
         assert 2 <= sum(flags) <= 5 and flags == sorted(flags, reverse=True)
-    assert {item.is_original for item in generate("english", ["two_hop"], 2, 0)} == {True}
+    assert [item.is_original for item in generate("english", ["two_hop"], 2, 0)] == [True, True]
 
 
 def test_a_level_alone_and_fewer_of_it_are_the_beginning_of_the_same_prompts(made):
@@ -146,12 +147,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_prompts(engli
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes():
+def test_another_process_writes_the_same_bytes(english):
+    """One whose sets and dicts of text have another order than this one's."""
     code = ("import json; from mamba_mi.data.generation import LEVELS, generate\n"
-            "print(json.dumps([i.record() for l in ('english', 'world') for i in generate(l, list(LEVELS), 100, 5)]))")
-    out = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120, cwd=REPO,
-                          env={"PYTHONPATH": str(REPO), "PYTHONHASHSEED": seed, "PATH": ""}).stdout for seed in ("1", "2")]
-    assert out[0] == out[1] and len(json.loads(out[0])) == 1100
+            "print([hash('a') % 1000, json.dumps([i.record() for l in ('english', 'world') for i in generate(l, list(LEVELS), 100, 0)])])")
+    hash_seed = "1" if hash("a") % 1000 != 1 else "2"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120, cwd=REPO, text=True,
+                         env={"PYTHONPATH": str(REPO), "PYTHONHASHSEED": hash_seed, "PATH": ""}).stdout
+    other, written = ast.literal_eval(out)
+    here = [*english, *generate("world", list(LEVELS), 100, 0)]
+    assert written == json.dumps([item.record() for item in here]) and len(here) == 1100 and other != hash("a") % 1000
 
 
 def test_a_record_is_read_again_and_is_a_questions_record_too(made):
@@ -186,6 +191,7 @@ def test_pairs_are_of_one_layout_and_their_spans_the_words_that_differ(tokenizer
         assert tokenizer.decode(clean.token_ids[first:last]).strip() == record["question"]
         assert clean.target.strip() == record["expected"] and corrupt.target.strip() == record["corrupt"]["expected"]
         assert clean.template == corrupt.template and record["category"] in clean.template
+        assert (clean.cluster, corrupt.cluster) == (record["cluster"], record["corrupt"]["cluster"])
     assert batches(dataset.pairs, 16)
 
 
@@ -227,20 +233,48 @@ def test_a_file_gives_what_the_seed_gives_and_chooses_levels(written, words):
 def test_a_record_without_its_partner_is_dropped_with_the_reason(written, words):
     records = json.loads(written.read_text())
     del records[0]["corrupt"], records[1]["lexicon"]
+    wrong = [("prompt", None, "prompt is empty"), ("expected", 7, "expected is not text"), ("question", 7, "question is not text"),
+             ("subject", [5], "subject is not [start, end] within the prompt's characters"), ("subject", 7, "subject is not a list"),
+             ("subject", ["a", "b"], "subject is not [start, end] within the prompt's characters"), ("alternatives", "the A", "alternatives is not a list"),
+             ("alternatives", [7], "alternatives is not text"), ("category", ["Simple Recall"], "of a level that was not asked for")]
+    for record, (key, value, _) in zip(records[2:], wrong):
+        record[key] = value
+    for record, (key, value, _) in zip(records[20:], wrong[:-1]):
+        record["corrupt"][key] = value
     written.write_text(json.dumps(records))
     dropped = {d.prompt_id: d.why for d in load({"name": "generated", "path": str(written)}, words, 0).dropped}
     assert dropped[records[0]["question_id"]] == "it has no corrupted partner"
     assert dropped[records[1]["question_id"]] == "a key of a generated prompt is missing"
+    assert [dropped[record["question_id"]] for record in records[2:2 + len(wrong)]] == [why for *_, why in wrong]
+    assert [dropped[record["question_id"]] for record in records[20:19 + len(wrong)]] == [why for *_, why in wrong[:-1]]
+
+
+def test_a_partner_whose_words_stand_elsewhere_than_the_file_says_makes_no_pair(written, words):
+    records = json.loads(written.read_text())[:40]
+    wrong = records[3]["corrupt"]
+    wrong["subject"] = [0, 8]
+    written.write_text(json.dumps(records))
+    dataset = load({"name": "generated", "path": str(written)}, words, 0)
+    assert {d.prompt_id: d.why for d in dataset.dropped}[records[3]["question_id"]] == "corrupt_spans: 'subject' is on other tokens than in clean"
+    assert records[4]["question_id"] in {pair.clean.prompt_id for pair in dataset.pairs}
+
+
+def test_a_file_with_an_id_twice_is_refused(written, words):
+    records = json.loads(written.read_text())
+    written.write_text(json.dumps([*records, records[5]]))
+    with pytest.raises(UserError, match=f"question_id '{records[5]['question_id']}' is there more than once"):
+        load({"name": "generated", "path": str(written)}, words, 0)
 
 
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"level": "two_hops"}, r"dataset.level=two_hops: there are all, simple_recall.*did you mean 'two_hop'\?"),
-    ({"level": []}, "at least one level"),
+    ({"level": []}, "at least one, and each once"),
+    *(({"level": asked}, "dataset.level=.*: there are all, simple_recall") for asked in (None, 5, [5], [["two_hop"]], {"two_hop": 1})),
     ({"level": ["combined", "combined"]}, "each once"),
     ({"level": "combined"}, r"dataset.level=combined: lexicon=world cannot say it .*there are simple_recall"),
     ({"lexicon": "latin"}, "dataset.lexicon=latin: there are auto, english, world"),
     ({"per_level": 0}, "dataset.per_level=0: give at least 1"),
-    ({"level": "two_hop", "per_level": 201}, "gave 200 different prompts of two_hop; ask for no more"),
+    ({"level": "two_hop", "per_level": 201}, "dataset.per_level=201: .* gave 200 different prompts of two_hop; ask for no more"),
     ({"bos": True}, "dataset.bos=true: prompts of lexicon=world begin with the mark"),
     ({"path": "nowhere.json"}, "dataset.path=nowhere.json: no such file"),
 ])

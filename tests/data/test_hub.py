@@ -91,17 +91,15 @@ def test_a_stream_opens_no_shard_it_does_not_need_and_keeps_the_commit(hub):
     assert hub.server.asked == {(SHA, "00000")}
 
 
-def test_a_download_is_of_the_revision_asked_for_and_is_kept(hub):
-    whole = "(lambda x: [[r['question'] for r in x.records], x.origin])(hub.whole('a/b', split='validation', revision='other', choose=lambda n: [1, n - 1]))"
-    questions, origin = hub(whole)
+def test_a_download_is_of_the_revision_asked_for_and_is_kept_with_its_commit_for_who_is_offline(hub):
+    whole = "(lambda x: [[r['question'] for r in x.records], x.origin])(hub.whole('a/b', split='validation', {}choose=lambda n: [1, n - 1]))"
+    newest, other = whole.format(""), whole.format("revision='other', ")
+    questions, origin = hub(other)
     assert questions == ["Number 4?", "Number 7?"] and origin["commit"] == BRANCH
     assert hub.server.asked == {(BRANCH, f"{i:05d}") for i in range(4)}
     hub.server.asked.clear()
-    assert hub(whole) == [questions, origin] and not hub.server.asked
-
-
-def test_what_is_in_the_cache_is_read_without_the_hub_and_its_commit_named(hub):
-    whole = "hub.whole('a/b', split='validation', choose=lambda n: [0]).origin"
-    assert hub(whole)["commit"] == SHA
+    again, of_main = hub(f"[{other}, {newest}]")
+    assert again == [questions, origin] and of_main[1]["commit"] == SHA
+    assert hub.server.asked == {(SHA, f"{i:05d}") for i in range(4)}
     hub.server.shutdown()
-    assert hub(whole, HF_HUB_OFFLINE="1")["commit"] == SHA
+    assert hub(newest, HF_HUB_OFFLINE="1") == of_main

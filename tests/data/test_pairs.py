@@ -6,7 +6,8 @@ import pytest
 from pyarrow import parquet
 
 from mamba_mi.config import UserError
-from mamba_mi.data import load, roles
+from mamba_mi.data import load, roles, written
+from mamba_mi.data.written import Written
 
 # one letter in a word the tokenizer never met, so that both sides have as many tokens
 PAIR = {"clean": "The anthem of Kzxq is in", "corrupt": "The anthem of Kzjq is in", "answer": " Danish",
@@ -57,6 +58,24 @@ def test_a_pair_is_its_two_texts_with_the_tokens_that_differ_as_subject(read, to
     assert pair.clean.template.replace("{}", pair.clean.cluster).replace(" ", "") == PAIR["clean"].replace(" ", "")
 
 
+def test_the_seed_orders_pairs_and_what_has_no_partner_of_its_length(tokenizer):
+    records = [Written(f"{i:02d}", f"Kz{chr(97 + i)} is in", f"Kj{chr(97 + i)} is in" + " the guitar" * (i > 12), " Danish", " French") for i in range(26)]
+    made = [written.dataset("mine", records, tokenizer, bos=False, seed=seed) for seed in (0, 0, 1)]
+    orders = [([pair.clean.prompt_id for pair in each.pairs], [p.prompt_id for p in each.prompts]) for each in made]
+    assert orders[0] == orders[1] and made[0].fingerprint == made[2].fingerprint
+    other_answer = written.dataset("mine", [records[0]._replace(answer=" German"), *records[1:]], tokenizer, bos=False, seed=0)
+    assert other_answer.fingerprint != made[0].fingerprint
+    for one, other in zip(orders[0], orders[2]):
+        assert one[:13] != other[:13] and sorted(one) == sorted(other)
+    paired, every = orders[0]
+    assert every[:13] == paired and sorted(paired) == [f"{i:02d}" for i in range(13)] and every[13:] != sorted(every[13:]) and len(every) == 26
+
+
+def test_each_answer_gets_the_space_that_its_own_text_needs(read):
+    [pair] = read([{**PAIR, "clean": "Kzxq (", "corrupt": "Kzxq q", "answer": "Danish", "wrong_answer": "French"}]).pairs
+    assert (pair.clean.target, pair.corrupt.target) == ("Danish", " French")
+
+
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_user_s_spans_are_characters(read, byte_span, tokenizer, bos):
     spans = {"subject": [14, 18], "verb": [19, 21]}
@@ -90,7 +109,7 @@ def test_an_answer_without_its_space_gets_it(read):
 
 
 def test_ids_clusters_and_templates_are_the_user_s_where_given(read):
-    rows = [{**PAIR, "id": "a", "cluster": "c", "template": "t"}, {**PAIR, "answer": " Danish too", "id": 7, "subject": "s"}]
+    rows = [{**PAIR, "id": "a", "cluster": "c", "subject": "passed over", "template": "t"}, {**PAIR, "answer": " Danish too", "id": 7, "subject": "s"}]
     first, second = sorted((pair.clean for pair in read(rows).pairs), key=lambda p: p.prompt_id, reverse=True)
     assert (first.prompt_id, first.cluster, first.template) == ("a", "c", "t")
     assert (second.prompt_id, second.cluster) == ("7", "s")

@@ -1,10 +1,13 @@
 """Six sets, each in its published shape: what a record becomes, what cannot be used, and where the records come from."""
+import hashlib
 import importlib
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +83,17 @@ def test_half_a_surrogate_pair_is_dropped_not_fatal(read, tmp_path):
     assert found.dropped[0].text == "Who is ??"
 
 
+@pytest.mark.parametrize(("name", "record", "why"), [
+    ("squad", published.squad(title="\ud83d"), "cluster"), ("drop", published.drop(section="\ud83d"), "cluster"),
+    ("drop", published.drop(types=("\ud83d",)), "kind"), ("natural_questions", published.natural_questions(title="\ud83d"), "cluster"),
+    ("triviaqa", {**published.triviaqa(), "answer": {"value": "Oru", "normalized_value": "\ud83d"}}, "cluster"),
+    ("hotpotqa", published.hotpotqa(context=(("\ud83d", ("Oru.",)),)), "context.title"), ("hotpotqa", published.hotpotqa(facts=(("\ud83d", 0),)), "cluster"),
+    ("musique", {**published.musique(), "paragraphs": [{"title": "\ud83d", "paragraph_text": "Oru.", "is_supporting": False}]}, "context")])
+def test_half_a_surrogate_pair_in_a_name_is_dropped_before_it_is_written(name, record, why, read):
+    found = read(name, [record, MADE[name](question="Who else?")], ".jsonl")
+    assert len(found.questions) == 1 and whys(found) == {f"{why} is not valid Unicode (half of a surrogate pair)": 1}
+
+
 def test_hotpot_facts_are_distinct_sentences_and_a_bridge_is_two_hops(read):
     record = published.hotpotqa(facts=(("A", 0), ("B", 1), ("A", 0), ("A", 1), ("B", 7)))
     question = one(read("hotpotqa", [record]))
@@ -87,6 +101,9 @@ def test_hotpot_facts_are_distinct_sentences_and_a_bridge_is_two_hops(read):
     assert question.supporting_facts == ("A was founded by Oru.", "Oru was born in Zed.", "It is old.")
     assert question.context == "A: A was founded by Oru. It is old.\nB: Oru is a person. Oru was born in Zed."
     assert one(read("hotpotqa", [published.hotpotqa(type="comparison")])).num_hops is None
+    untold = one(read("hotpotqa", [published.hotpotqa(facts=())]))
+    assert (untold.num_facts, untold.supporting_facts, untold.cluster) == (None, (), "")
+    assert one(read("musique", [published.musique(supporting=0)])).num_facts is None
 
 
 def test_hotpots_raw_json_is_the_same_as_the_hubs_parquet(read):
@@ -107,7 +124,7 @@ def test_trivia_aliases_are_alternatives_and_no_answer_is_offered_twice(read):
     question = one(read("triviaqa", [published.triviaqa()]))
     assert (question.expected, question.alternatives, question.context) == ("Oru", ("Oru of Zed", "ÓRU"), "")
     assert question.prompt == "Question: Who painted the Blue Door?\nAnswer:" and question.cluster == "oru"
-    assert one(read("triviaqa", [published.triviaqa(pages=["Oru painted."])])).context == "Oru painted."
+    assert one(read("triviaqa", [published.triviaqa(pages=["Oru painted.", "Another page."])])).context == "Oru painted."
     assert whys(read("triviaqa", [published.triviaqa(value="<unk>", aliases=())])) == {NO_ANSWER: 1}
 
 
@@ -121,6 +138,13 @@ def test_musique_hops_are_its_steps_or_what_its_id_says(read, hops):
     assert one(read("musique", [published.musique(2, id="no number", decomposed=False)])).num_hops is None
 
 
+def test_musique_clusters_are_the_article_of_the_last_step_if_it_is_there(read):
+    for at, cluster in ((0, "T0"), (4, "T4"), (99, "T1"), (-1, "T1"), (None, "T1")):
+        record = published.musique(2)
+        record["question_decomposition"][-1]["paragraph_support_idx"] = at
+        assert one(read("musique", [record])).cluster == cluster
+
+
 def test_musique_unanswerable_twins_are_dropped(read):
     found = read("musique", [published.musique(), published.musique(answerable=False)])
     assert len(found.questions) == 1 and whys(found) == {NO_ANSWER: 1}
@@ -130,7 +154,8 @@ def test_drop_answers_are_numbers_dates_or_one_span(read):
     records = [published.drop(), published.drop("When?", ("8 May 1945",), ("date",)), published.drop("Who?", ("Oru", "Oru"), ("span", "span"))]
     kinds = [(each.kind, each.expected, each.num_hops, each.num_facts, each.cluster) for each in read("drop", records).questions]
     assert kinds == [("number", "7", None, None, "sec1"), ("date", "8 May 1945", None, None, "sec1"), ("span", "Oru", None, None, "sec1")]
-    assert one(read("drop", [published.drop(spans=("2", "two"), types=("number", "span"))])).alternatives == ("two",)
+    both = one(read("drop", [published.drop(spans=("2", "two"), types=("number", "span"))]))
+    assert (both.expected, both.alternatives, both.kind) == ("2", ("two",), "number")
     found = read("drop", [published.drop(spans=("Oru", "Zed"), types=("span", "span")), published.drop(spans=(), types=())])
     assert whys(found) == {"several different spans: whether they are one answer or several is not published": 1, NO_ANSWER: 1}
 
@@ -142,6 +167,7 @@ def test_natural_questions_answers_count_tokens_and_leave_tags_out(read):
     question = one(read("natural_questions", [over_tags]))
     assert (question.expected, question.alternatives) == ("Zed . Oru", ("Oru",))
     assert question.context == "Oru lives in Zed . Oru paints ."
+    assert one(read("natural_questions", [published.natural_questions([(0, 14, 0, ((9, 14),), -1)])])).expected == "Oru paints ."  # to the page's end
 
 
 def test_natural_questions_annotators_who_found_nothing_are_passed_over(read):
@@ -205,6 +231,28 @@ def test_a_downloaded_folder_gives_the_shards_of_its_split(tmp_path):
         qa.questions(module.SET, module.Knobs(path=str(tmp_path / "copy"), split="test"), 0)
 
 
+def test_a_folder_is_read_as_the_download_leaves_it(tmp_path):
+    module, copy = importlib.import_module("mamba_mi.data.hotpotqa"), tmp_path / "copy"
+    ask = lambda **more: qa.questions(module.SET, module.Knobs(path=str(copy), **more), 0)  # noqa: E731
+    for config in ("distractor", "fullwiki"):
+        alone = write(copy / config / "validation-00000-of-00001.parquet", "hotpotqa", [published.hotpotqa(question=f"In {config}?")])
+        write(copy / config / ".cache" / "validation.parquet", "hotpotqa", [published.hotpotqa(question="Half of it?")])
+        found = ask(config=config)
+        assert one(found).question == f"In {config}?" and found.fingerprint == hashlib.sha256(Path(alone).read_bytes()).hexdigest()
+    write(copy / "fullwiki" / "validation-b.parquet", "hotpotqa", [published.hotpotqa(question="And in b?")])
+    both = ask(config="fullwiki")
+    assert len(both.questions) == 2
+    write(copy / "fullwiki" / "validation-b.parquet", "hotpotqa", [published.hotpotqa(question="Or in b?")])
+    assert len({both.fingerprint, found.fingerprint, ask(config="fullwiki").fingerprint}) == 3
+    write(copy / "fullwiki" / "hotpot_dev_fullwiki_v1.json", "hotpotqa", [published.hotpotqa()])
+    with pytest.raises(UserError, match="split validation is there in several formats .*; give one file"):
+        ask(config="fullwiki")
+    copy = tmp_path / "raw"
+    for split in ("train", "dev"):
+        write(copy / f"hotpot_{split}_v1.json", "hotpotqa", [published.raw_hotpotqa(published.hotpotqa(question=f"In {split}?"))])
+    assert one(ask()).question == "In dev?" and one(ask(split="train")).question == "In train?"
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_folder_stands_in_for_the_hub_and_a_large_set_is_streamed(name, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
@@ -218,6 +266,7 @@ def test_a_folder_stands_in_for_the_hub_and_a_large_set_is_streamed(name, tmp_pa
     assert from_hub.questions == from_file.questions and from_hub.origin["split"] == "validation"
     few = qa.questions(module.SET, module.Knobs(**knobs, samples=3), 0)
     assert len(few.questions) == 3 and few.fingerprint != from_hub.fingerprint
+    assert module.SET.streamed == (name in ("triviaqa", "natural_questions"))
     if module.SET.streamed:
         assert [each.question for each in few.questions] == ["Number 0?", "Number 1?", "Number 2?"]
     with pytest.raises(UserError, match="dataset.hub=.*not to be had .*nope"):
@@ -243,20 +292,47 @@ def test_streaming_reads_no_more_records_than_asked_for(tmp_path):
     assert len(found.records) == 5 and len(read) <= 6 and found.origin["commit"] == "0" * 40
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_offline_or_with_a_wrong_path_one_line_says_what_to_do(name, tmp_path):
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """What each set says to who is offline and has nothing in the cache, and to who gives a path that leads nowhere."""
     pytest.importorskip("datasets")
     code = ("from mamba_mi.data import load\nfrom mamba_mi.config import UserError\n"
-            f"for more in ({{}}, {{'path': 'no/such.parquet'}}):\n"
-            f"    try: load({{'name': {name!r}, **more}}, None, 0)\n    except UserError as e: print(e)")
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    hubs = importlib.import_module(f"mamba_mi.data.{name}").Knobs().hub
-    said = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 2 and said[1].startswith("dataset.path=no/such.parquet: no such file")
+            f"for name in {SETS}:\n  for more in ({{}}, {{'path': 'no/such.parquet'}}):\n"
+            "    try: load({'name': name, **more}, None, 0)\n    except UserError as e: print(e)")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 2 * len(SETS)
+    return {name: said[2 * i:2 * i + 2] for i, name in enumerate(SETS)}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_offline_or_with_a_wrong_path_one_line_says_what_to_do(name, offline):
+    hubs, config = (lambda knobs: (knobs.hub, knobs.config))(importlib.import_module(f"mamba_mi.data.{name}").Knobs())
+    alone = f" --include '{config}/*'" if config else ""  # all of TriviaQA is 16 GB, of Natural Questions 45
+    said = offline[name]
+    assert said[1].startswith("dataset.path=no/such.parquet: no such file")
     for part in (f"dataset.hub={hubs}", "dataset.path is not set", "HF_HUB_OFFLINE=1"):
         assert part in said[0]
     for line in said:
-        assert f"`hf download {hubs} --repo-type dataset --local-dir FOLDER`" in line
+        assert f"`hf download {hubs} --repo-type dataset{alone} --local-dir FOLDER`" in line
+
+
+@pytest.mark.parametrize(("files", "digest", "commit"), [
+    ([f"hf://datasets/a/b@{'c' * 40}/x.parquet"], "d" * 40, "c" * 40), (None, "d" * 40, "d" * 40), ([], "d" * 40, "d" * 40), (["/my/x.parquet"], "default-1a", None)])
+def test_the_commit_is_that_of_the_files_or_of_the_cache(files, digest, commit):
+    data_files = None if files is None else {"train": files}
+    assert hub.commit(SimpleNamespace(config=SimpleNamespace(data_files=data_files), hash=digest)) == commit
+
+
+def test_why_the_hub_did_not_answer_is_said_and_not_that_its_cache_was_asked_instead(monkeypatch):
+    pytest.importorskip("datasets")
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise OSError("no route to it")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"^dataset.hub=nobody/nothing: not to be had \(OSError: no route to it\)"):
+        hub.whole("nobody/nothing", split="train")
 
 
 @pytest.mark.parametrize(("knobs", "message"), [
@@ -269,6 +345,11 @@ def test_a_knob_out_of_bounds_is_one_line(knobs, message, tmp_path, tokenizer):
         return
     with pytest.raises(UserError, match=message):
         data.load(told, tokenizer, 0)
+
+
+def test_an_empty_file_is_one_line(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="^dataset.path=.*x.parquet: it holds no records$"):
+        data.load({"name": "squad", "path": write(tmp_path / "x.parquet", "squad", [])}, tokenizer, 0)
 
 
 def test_a_file_of_another_set_is_refused_by_its_columns(tmp_path, tokenizer):
@@ -284,5 +365,12 @@ def test_prompts_have_the_facts_and_the_question_as_spans_and_keep_the_record(tm
     prompt = next(p for p in told.prompts if p.target == " Zed")
     assert prompt.source["context"] == "Oru lives in Zed." and prompt.cluster == "Oru" and prompt.template == "squad"
     assert {p.text for p in bare.prompts} == {"Question: Where does Oru live?\nAnswer:", "Question: Who lives in Zed?\nAnswer:"}
-    longest = data.load({"name": "squad", "path": path, "longest": len(prompt.token_ids)}, tokenizer, 0)
-    assert whys(longest) == {} or whys(longest) == {f"the prompt is longer than {len(prompt.token_ids)} tokens": 1}
+
+
+def test_without_facts_no_prompt_is_there_twice(tmp_path, tokenizer):
+    records = [published.squad(), published.squad(context="Oru lives in Velmora.", answers=("Velmora",)), published.squad(question="Who?")]
+    path = write(tmp_path / "x.parquet", "squad", records)
+    told, bare = (data.load({"name": "squad", "path": path, "context": context}, tokenizer, 0) for context in (True, False))
+    assert len(told.prompts) == 3 and not told.dropped
+    assert {p.prompt_id: p.target for p in bare.prompts} == {"squad-000000": " Zed", "squad-000002": " Zed"}
+    assert [(d.prompt_id, d.why) for d in bare.dropped] == [("squad-000001", "without the facts an earlier record has the same prompt")]

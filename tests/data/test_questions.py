@@ -1,7 +1,7 @@
 """A question is the same after it was written down, and a prompt is its text, its answer and where they stand."""
 import json
 
-from mamba_mi.data.questions import Question, asked, of_record, prompts
+from mamba_mi.data.questions import Question, asked, characters, of_record, prompts
 
 FOUND = Question("q-1", "Where does Zoë Müller live?", "Danish", ("the Danish",), "Zoë Müller is German. The guitar is in.", "squad",
                  1, 1, ("Zoë Müller is German.",), "Simple Recall", "one fact", "Zoë")
@@ -27,9 +27,10 @@ def test_a_prompt_says_where_the_facts_and_the_last_question_are(tokenizer):
     assert [*prompt.token_ids, *prompt.target_ids] == tokenizer(FOUND.prompt + " Danish")["input_ids"]
 
 
-def test_too_long_a_prompt_is_dropped_with_its_reason(tokenizer):
-    length = len(prompts([FOUND], tokenizer)[0][0].token_ids)
-    assert prompts([FOUND], tokenizer, longest=length)[1] == []
-    [why] = prompts([FOUND], tokenizer, longest=length - 1)[1]
-    assert why.why == f"the prompt is longer than {length - 1} tokens" and why.prompt_id == "q-1"
-    assert len(prompts([FOUND], tokenizer, bos=True, longest=length)[1]) == 1
+def test_facts_that_the_question_repeats_are_those_after_it():
+    each = Question("q", "Where does Oru live?", "Zed", context="Oru")
+    where = {name: (each.prompt[:start], each.prompt[start:end]) for name, (start, end) in characters(each).items()}
+    assert where == {"facts": ("Question: Where does Oru live?\nFacts: ", "Oru"),
+                     "question": ("Question: Where does Oru live?\nFacts: Oru\nQuestion: ", "Where does Oru live?")}
+    own = Question("q", "Who?", "Zed", context="Oru", prompt="Oru it is. Who?")
+    assert characters(own) == {"facts": (0, 3), "question": (11, 15)} and characters(Question("q", "Who?", "Zed", prompt="Say:")) == {}

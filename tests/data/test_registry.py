@@ -34,17 +34,32 @@ def load(knobs, tokenizer, seed):
 def test_prompts_longer_than_the_model_takes_are_dropped_and_counted(tmp_path):
     tokenizer, path = facts.tokenizer(), tmp_path / "mine.jsonl"
     rows = [{"clean": f"Mira works every day as {'a ' * n}".strip(), "corrupt": f"Petra works every day as {'a ' * n}".strip(),
-             "answer": answer, "wrong_answer": "farmer", "id": f"{n}"} for n, answer in ((1, "cook"), (4, "cook"), (5, "cook"), (3, "cook cook cook"))]
+             "answer": answer, "wrong_answer": wrong, "id": f"{n}"} for n, answer, wrong in (
+                (1, "cook", "farmer"), (4, "cook", "farmer"), (5, "cook", "farmer"), (3, "cook cook cook", "farmer"), (2, "cook", "farmer cook cook cook"))]
     path.write_text("\n".join(map(json.dumps, rows)))
     knobs = {"name": "pairs", "path": str(path)}
     longest = len(tokenizer.encode(rows[1]["clean"]))
     made = data.load(knobs, tokenizer, 0, longest)
     assert {p.clean.prompt_id for p in made.pairs} == {p.prompt_id for p in made.prompts} == {"1", "4"}
     why = f"longer than the {longest} tokens this model takes"
-    assert {(d.prompt_id, d.why) for d in made.dropped} == {("5", why), ("3", why)}  # the one with its answer's tokens
+    assert {(d.prompt_id, d.why) for d in made.dropped} == {("5", why), ("3", why), ("2", why)}  # two with an answer's tokens
     assert data.load(knobs, tokenizer, 0).dropped == ()
-    with pytest.raises(UserError, match="dataset=pairs: none of 4 records can be used: 4 times longer than the 3 tokens"):
+    with pytest.raises(UserError, match="dataset=pairs: none of 5 records can be used: 5 times longer than the 3 tokens"):
         data.load(knobs, tokenizer, 0, 3)
+
+
+def test_the_knob_longest_is_a_limit_beside_the_models_and_the_smaller_counts(tmp_path):
+    path, tokenizer = tmp_path / "mine.json", facts.tokenizer()
+    path.write_text(json.dumps([{"question": prompt, "prompt": prompt, "expected": answer, "category": "Simple Recall", "question_id": prompt}
+                                for prompt, answer in (("Mira works every day as a", "cook"), ("Mira works every day as a a", "cook"),
+                                                       ("Petra works every day as a", "cook cook"))]))
+    knobs, own = {"name": "classified", "path": str(path)}, {"longest": 6}
+    for more, model, kept, why in (({}, None, 3, None), (own, None, 1, "of dataset.longest"), (own, 7, 1, "of dataset.longest"),
+                                   ({"longest": 7}, 6, 1, "this model takes"), ({"longest": None}, 6, 1, "this model takes"), ({"bos": True}, 7, 1, "this model takes")):
+        made = data.load(knobs | more, tokenizer, 0, model)
+        assert len(made.prompts) == kept and {d.why for d in made.dropped} == ({f"longer than the {7 if 'bos' in more else 6} tokens {why}"} if why else set())
+    with pytest.raises(UserError, match="^dataset.longest=0: give at least 1, or null for any length$"):
+        data.load(knobs | {"longest": 0}, tokenizer, 0)
 
 
 @pytest.mark.parametrize(("knobs", "message"), [

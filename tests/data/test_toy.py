@@ -66,6 +66,9 @@ def test_a_toy_task_is_the_solvers_on_both_sides(any_tokenizer, task):
     for pair in dataset.pairs:
         for side in (pair.clean, pair.corrupt):
             assert solver.toy(task, side.text) == side.target.strip()
+    if task == "delayed_match":
+        first = [p.text.split()[-3] == p.target.strip() for p in dataset.prompts]
+        assert 0.3 < sum(first) / len(first) < 0.7  # the place says nothing
     if task == "counting":
         assert 0.3 < sum(p.target == " ." for p in dataset.prompts) / len(dataset.prompts) < 0.7
 
@@ -78,7 +81,15 @@ def test_lengths_and_pairs_are_those_asked_for(words):
     for prompt in load({"name": "toy", "task": "mqar", "pairs": 4}, words, 0).prompts:
         first, end = prompt.spans["pairs"]
         key, value = prompt.spans["key"], prompt.spans["subject"]
+        told, asked = (part.split() for part in prompt.text.split(" ."))
+        assert len(asked) == 3 and asked[:2] in [told[i:i + 2] for i in range(0, 8, 2)] and asked[0] != asked[2]
         assert end - first == 8 and value[0] == key[1] and prompt.token_ids[key[0]] == prompt.token_ids[-1]
+
+
+def test_brackets_of_few_kinds_are_drawn_by_the_seed_and_none_twice(words):
+    short, other = ([p.text for p in load({"name": "toy", "task": "brackets", "length": length, "n": None}, words, 0).prompts] for length in (3, 12))
+    assert len(set(short)) == len(short) < 256 and all(len(text.split()) == 3 for text in short)
+    assert set(other) != {p.text for p in load({"name": "toy", "task": "brackets", "n": None}, words, 1).prompts}
 
 
 def test_every_word_of_a_toy_task_is_one_token(words):
@@ -111,7 +122,7 @@ def test_the_receiver_is_the_solvers_on_both_sides_and_the_spans_hold_the_names(
         name = {span: reader.decode(clean.token_ids[slice(*clean.spans[span])]).strip() for span in ("IO", "S1", "S2", "subject")}
         assert name["IO"] == clean.target.strip() and name["S1"] == name["S2"] == name["subject"] == pair.corrupt.target.strip()
         form = "ABBA" if clean.spans["IO"] < clean.spans["S1"] < clean.spans["S2"] else "BABA"
-        assert form in clean.template
+        assert form in clean.template and clean.cluster == f"{name['IO']} {name['S1']}"
         forms[form] += 1
     assert set(forms) == {"ABBA", "BABA"} and max(forms.values()) < 0.55 * forms.total()
     assert all("BABA" in p.template for p in load({"name": "ioi", "form": "BABA"}, reader, 0).prompts)
@@ -123,10 +134,13 @@ def test_an_ending_is_right_where_it_is_later_and_the_partners_is_not(reader):
     for pair in dataset.pairs:
         clean, corrupt = (solver.later_endings(side.text) for side in (pair.clean, pair.corrupt))
         assert pair.clean.target in clean and pair.corrupt.target in corrupt - clean
+        assert int(pair.corrupt.target) < int(min(clean)) - 1  # not the year itself either
         for side, right in ((pair.clean, clean), (pair.corrupt, corrupt)):
             told = {side.source["expected"], *side.source["alternatives"]}
             known = {f"{ending:02d}" for ending in endings(int(side.text[-2:]), reader)}
-            assert told == right & known
+            assert told == right & known and side.source["expected"] not in side.source["alternatives"]
+            noun, century = side.cluster.split()
+            assert f" {noun} " in side.text and side.text.endswith(century)
         first, end = pair.clean.spans["year"]
         assert pair.clean.spans["subject"] == (end - 1, end) and end - first >= 2
 
@@ -153,7 +167,8 @@ def test_patching_the_subject_at_the_embedding_makes_one_side_the_other(words, n
 
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"name": "toy", "task": "mqarr"}, r"dataset.task=mqarr: there are all, .*did you mean 'mqar'\?"),
-    ({"name": "toy", "task": []}, "at least one task"),
+    ({"name": "toy", "task": []}, "at least one, and each once"), ({"name": "toy", "task": ["mqar", "mqar"]}, "at least one, and each once"),
+    *(({"name": "toy", "task": asked}, "dataset.task=.*: there are all, copying") for asked in (None, 5, [5], [["mqar"]], {"mqar": 1})),
     ({"name": "toy", "length": 2}, "dataset.length=2: give at least 3"),
     ({"name": "toy", "pairs": 1}, "dataset.pairs=1: give at least 2"),
     ({"name": "toy", "task": "copying", "length": 500}, "dataset.task=copying needs 502 different words .* or a smaller dataset.length"),

@@ -71,13 +71,14 @@ def test_it_is_made_once_reused_refused_and_made_again(made, sources, tmp_path):
     assert json.loads(first) == whole
     beside = made.file.with_suffix(".parquet")
     assert parquet.read_table(beside).to_pylist() == whole["records"]
-    stamp = made.file.stat().st_mtime_ns
+    stamp, stamp_beside = made.file.stat().st_mtime_ns, beside.stat().st_mtime_ns
+    assert made().whole == whole and beside.stat().st_mtime_ns == stamp_beside
     beside.unlink()
     moved = {**sources, "squad": str(shutil.copy(sources["squad"], tmp_path / "moved.parquet"))}  # the same bytes elsewhere
     assert made(resamples=30, paths=moved).whole == whole and made.file.stat().st_mtime_ns == stamp and beside.is_file()
     other = published.write(tmp_path / "other.parquet", "squad", [published.squad()])
     for knobs, said in (({"seed": 1}, "seed was 0 and is 1"), ({"target_per_category": 7}, "target_per_category was 6 and is 7"),
-                        ({"sets": ["squad"]}, "sets was .squad, hotpotqa,.* and is .squad."), ({"samples_per_dataset": None}, "samples_per_dataset was 1000 and is None"),
+                        ({"sets": ["squad"]}, "sets was .squad, hotpotqa,.* and is .squad."), ({"samples_per_dataset": None}, "samples_per_dataset was 1000 and is null"),
                         ({"paths": {**sources, "squad": None}}, "squad was read from a file of .* and is the hub's rajpurkar/squad now"),
                         ({"paths": {**sources, "squad": other}}, "squad was read from a file of sha256 .* and is a file of")):
         with pytest.raises(UserError, match=f"made with other settings: {said}.*force=true$"):
@@ -85,6 +86,15 @@ def test_it_is_made_once_reused_refused_and_made_again(made, sources, tmp_path):
         assert made.file.read_bytes() == first
     assert made(seed=1, force=True) and made.file.read_bytes() != first
     assert made(force=True) and made.file.read_bytes() == first
+
+
+def test_a_file_from_the_hub_is_reused_without_asking_for_its_commit(made, sources):
+    whole = made().whole
+    whole["sources"]["squad"]["origin"] = {"hub": "rajpurkar/squad", "config": "plain_text", "split": "validation", "commit": "c" * 40}
+    made.file.write_text(json.dumps(whole))
+    assert made(paths={**sources, "squad": None}).whole == whole
+    with pytest.raises(UserError, match="squad was read from the hub's rajpurkar/squad and is a file of sha256"):
+        made()
 
 
 def test_a_file_of_other_rules_is_refused(made, monkeypatch):
@@ -109,6 +119,7 @@ def test_the_counts_add_up_and_the_report_shows_them(launch):
     for cell, (found, kept) in cells.items():
         row = summary[cell]
         assert (row["n"], row["found"], row["kept"], row["p"]) == (12, found, kept, None) and row["mean"] == pytest.approx(found / 12)
+        assert row["n_clusters"] == 5 or cell[0] != "squad"  # four articles, and the record that could not be read
     report = (folder / "report.html").read_text()
     for said in ("Natural Questions</td>", "no rule for Long Context or Stress Test fires", "Stress Test: 0 of 6", "5-9 sentences", "figure"):
         assert said in report
@@ -116,7 +127,10 @@ def test_the_counts_add_up_and_the_report_shows_them(launch):
 
 
 def test_another_process_gives_the_same_bytes(made, tmp_path, sources):
-    made(seed=3, samples_per_dataset=9, target_per_category=4)
+    whole = made(seed=3, samples_per_dataset=9, target_per_category=4).whole
+    for name, source in whole["sources"].items():
+        ids = [each["question_id"] for each in whole["judged"] if each["source"] == name]
+        assert source["records"] == len(ids) == 9 and ids == sorted(ids) and not source["origin"]
     code = ("import sys, json; from mamba_mi.experiments import _classified_file as f; from mamba_mi.experiments.classify import Knobs\n"
             "f.make(Knobs(paths=json.loads(sys.argv[1]), file=sys.argv[2], target_per_category=4, samples_per_dataset=9), 3)")
     other = tmp_path / "other" / "classified_questions.json"
@@ -137,7 +151,7 @@ def test_a_run_that_is_done_runs_again_from_its_own_files_and_the_command_line_r
 
 @pytest.mark.parametrize(("words", "said"), [
     (["method.sets=[squadd]"], "method.sets: no set squadd; there are squad, natural_questions, .*did you mean 'squad'"),
-    (["method.sets=[squad,squad]"], "at least one, and each once"), (["method.target_per_category=0"], "target_per_category=0: give at least 1"),
+    (["method.sets=[squad,squad]"], "at least one, and each once"), (["method.sets=[]"], "method.sets=.*: at least one, and each once"), (["method.target_per_category=0"], "target_per_category=0: give at least 1"),
     (["method.file=x.txt"], "its name must end in .json"),
     (["method.paths.squad=no/such.parquet"], "method.paths.squad=no/such.parquet: no such file; download it with `hf download rajpurkar/squad .*method.paths.squad=FOLDER"),
     (["method.sets=[natural_questions]"], "none of 12 records of natural_questions is of a category")])
@@ -146,11 +160,28 @@ def test_what_cannot_be_done_is_one_line(launch, words, said):
     assert code == 1 and re.search(said, out.err) and out.err.count("\n") == 1 and not launch.file.exists()
 
 
+def test_the_examples_are_two_a_category_of_two_sets_where_there_are_two_and_fit_a_line():
+    def record(category, source, number, **more):
+        return {"category": category, "source": source, "rule": "r", "question": f"{source} {number}", "expected": "Zed", "context": "", **more}
+    records = [*(record("A", "hotpotqa", i) for i in range(3)), *(record("A", "musique", i) for i in range(3)),
+               record("B", "drop", 0, context=" ".join(["word"] * 20)), record("B", "drop", 1, context="x" * 60), record("B", "drop", 2)]
+    found = classify._examples(records)
+    assert [each["question"] for each in found] == ["hotpotqa 0", "musique 0", "drop 0", "drop 1"]
+    assert found[2]["context"] == "word " * 11 + "word…" and found[3]["context"] == "x" * 60
+
+
 def test_another_file_in_its_place_is_not_overwritten(made):
     made.file.write_text('{"mine": 1}')
     with pytest.raises(UserError, match="a file that experiment=classify did not make"):
         made()
     assert made.file.read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("said", ["", "[]", '{"settings": [], "sources": {}, "judged": [], "records": []}'])
+def test_a_file_of_another_shape_is_one_line_too(made, said):
+    made.file.write_text(said)
+    with pytest.raises(UserError, match="a file that experiment=classify did not make"):
+        made()
 
 
 def test_a_power_cut_leaves_no_half_of_it(made, monkeypatch):
@@ -173,12 +204,20 @@ def test_the_data_set_reads_what_was_kept(made, tokenizer, tmp_path):
     records = {each["question_id"]: each for each in whole["records"]}
     assert {p.prompt_id: p.source for p in found.prompts} == records and not found.dropped
     assert {p.template for p in found.prompts} == {each["category"] for each in whole["records"]} <= set(CATEGORIES)
+    orders = [[p.prompt_id for p in data.load({"name": "classified", "path": str(made.file)}, tokenizer, seed).prompts] for seed in (0, 1)]
+    assert orders[0] == [p.prompt_id for p in found.prompts] != orders[1] and sorted(orders[0]) == sorted(orders[1])
     table = data.load({"name": "classified", "path": str(made.file.with_suffix(".parquet"))}, tokenizer, 0)
     assert table.prompts == found.prompts
     one = data.load({"name": "classified", "path": str(made.file), "categories": ["Two-Hop Reasoning"], "context": False}, tokenizer, 0)
     assert {p.source["category"] for p in one.prompts} == {"Two-Hop Reasoning"} and all(set(p.spans) == {"question"} for p in one.prompts)
     with pytest.raises(UserError, match="dataset.categories=Two-Hop: there are Simple Recall, .*did you mean 'Two-Hop Reasoning'"):
         data.load({"name": "classified", "path": str(made.file), "categories": ["Two-Hop"]}, tokenizer, 0)
+    with pytest.raises(UserError, match=r"dataset.categories=\[\]: at least one, or null"):
+        data.load({"name": "classified", "path": str(made.file), "categories": []}, tokenizer, 0)
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * (json.dumps(whole["records"][0]) + "\n"))
+    with pytest.raises(UserError, match="^dataset.path=.*: question_id 'squad-.*' is there more than once"):
+        data.load({"name": "classified", "path": str(twice)}, tokenizer, 0)
     with pytest.raises(UserError, match="no such file.*experiment=classify` makes it"):
         data.load({"name": "classified", "path": str(tmp_path / "nowhere.json")}, tokenizer, 0)
 
@@ -187,7 +226,15 @@ def test_records_that_are_none_are_dropped_with_their_reason(tokenizer, tmp_path
     good = {"question": "Who?", "expected": "Zed", "category": "Simple Recall"}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([good, {**good, "category": "Riddles"}, {**good, "expected": " "}, {"question": "Who?"}, {**good, "context": 7},
-                                {**good, "context": None, "question": "And who?", "alternatives": ["of Zed"]}]))
+                                {**good, "context": None, "question": "And who?", "alternatives": ["of Zed"]}, {**good, "context": "Zed."}]))
     found = data.load({"name": "classified", "path": str(path)}, tokenizer, 0)
-    assert len(found.prompts) == 2
+    assert len(found.prompts) == 3
+    for name in ("alternatives", "supporting_facts"):
+        path.write_text(json.dumps([good, {**good, name: "Zed", "question": "And?"}, {**good, name: [7], "question": "Or?"}, {**good, "num_hops": "2"}]))
+        other = data.load({"name": "classified", "path": str(path)}, tokenizer, 0)
+        assert [d.why for d in other.dropped] == [f"{name} is not a list", f"{name} is not text", "num_hops is not a number"]
+    path.write_text(json.dumps([good, {**good, "question": "And who?"}, {**good, "context": "Zed."}]), encoding="utf-8-sig")
+    bare = data.load({"name": "classified", "path": str(path), "context": False}, tokenizer, 0)
+    assert {p.text for p in bare.prompts} == {"Question: Who?\nAnswer:", "Question: And who?\nAnswer:"} and len(bare.prompts) == 2
+    assert bare.dropped[-1].why == "without the facts an earlier record has the same prompt"
     assert [d.why for d in found.dropped] == ["category is none of the seven", "expected is empty", "expected is empty", "context is not text"]

@@ -73,6 +73,9 @@ def test_the_report_shows_each_level_and_one_prompt_of_each_kind(written):
     page = (written / "report.html").read_text()
     for text in (*LEVELS.values(), "One prompt of each kind"):
         assert text in page
+    told = json.loads((written / "artifacts" / "generation.json").read_text())["levels"][0]["answers"]
+    three = ", ".join(f"{answer} ({count / 10:.0%})" for answer, count in list(told.items())[:3])
+    assert "made by rule from the seed" in page and f"{three}</td>" in page and page.count(">by hand</td>") == 6
     assert "60 prompts of 6 levels, no text twice" in page and (written / "figures" / "prompts_levels.png").stat().st_size > 5000
 
 
@@ -92,12 +95,12 @@ def test_what_the_world_cannot_say_is_said_in_the_report(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("knobs", "message"), [
     ({"per_level": 0}, "method.per_level=0: give at least 1"), ({"level": "comb"}, "method.level=comb: there are all"),
-    ({"lexicon": "welt"}, "method.lexicon=welt: there are auto"), ({"level": "combined"}, "method.level=combined: lexicon=world cannot say it")])
+    ({"lexicon": "welt"}, "method.lexicon=welt: there are auto"), ({"level": "combined"}, "method.level=combined: lexicon=world cannot say it"),
+    ({"level": "two_hop", "per_level": 201}, "method.per_level=201: .* gave 200 different prompts of two_hop"), ({"resamples": 1}, "method.resamples=1: give at least 20")])
 def test_a_mistake_is_one_line(knobs, message):
     experiment = Prompts(Knobs(**knobs), load("tiny", device="cpu"), Setting(0, 1 << 30))
     with pytest.raises(UserError, match=message):
-        experiment.check()
-        experiment.batches(())
+        experiment.check()  # before a run's folder is there
 
 
 SMALL = {"patching": ["method.sites=[resid]", "method.directions=[denoising]", "method.tau=0"],
@@ -108,7 +111,7 @@ SMALL = {"patching": ["method.sites=[resid]", "method.directions=[denoising]", "
 @pytest.mark.parametrize("experiment", SMALL)
 @pytest.mark.parametrize("dataset", ["generated", "toy"])
 def test_patching_and_knockouts_run_on_it(experiment, dataset, monkeypatch, tmp_path):
-    more = ["dataset.n=12", *(["dataset.only_correct=false"] if dataset == "toy" else [])]
+    more = ["dataset.n=12", "dataset.only_correct=false" if dataset == "toy" else "dataset.level=long_context"]  # in few layouts
     knobs = [word.replace("question", "asked") if dataset == "toy" else word for word in SMALL[experiment]]
     command(monkeypatch, f"experiment={experiment}", f"dataset={dataset}", *more, *knobs, f"paths.logs={tmp_path}")
     folder = folder_of(tmp_path, experiment)

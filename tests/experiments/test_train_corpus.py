@@ -11,11 +11,11 @@ from transformers import Mamba2ForCausalLM, MambaForCausalLM
 
 from mamba_mi import experiments, models
 from mamba_mi.cli import main
-from mamba_mi.experiments import Setting
+from mamba_mi.config import UserError
 from mamba_mi.report.corpus_words import ALL
 from mamba_mi.training.checkpointing import weights_hash
 from tests.data.texts import records, write
-from tests.training.corpora import made, tokenizer_file
+from tests.training.corpora import SIZES, made, tokenizer_file
 
 SMALL = ["dataset=pile", "dataset.heldout=0.3", "dataset.buffer=10", "model.sizes.d_model=16", "model.sizes.n_layer=2",
          "model.sizes.d_state=4", "model.sizes.vocab_size=361", "method.steps=4", "method.batch=4", "method.length=24", "method.warmup=1",
@@ -73,12 +73,13 @@ def test_perplexities_are_those_of_the_effects_and_of_the_weights(tmp_path, monk
     lm = models.load(run / "artifacts", cached=False)
     held = [record for record in records(90) if is_held_out(record["text"])]
     assert told["validation"]["documents"] == len(held) == rows["perplexity", ALL]["n"] > 15
+    costs = []
+    for record in held:
+        ids = [0, *lm.tokenizer(record["text"]).input_ids]
+        costs.append((record["meta"]["pile_set_name"], alone(lm, ids, 24), len(ids) - 2))
     for source in ("Pile-CC", "Github", ALL):
-        cost, count = 0.0, 0
-        for record in held:
-            if source in (ALL, record["meta"]["pile_set_name"]):
-                ids = [0, *lm.tokenizer(record["text"]).input_ids]
-                cost, count = cost + alone(lm, ids, 24), count + len(ids) - 2
+        of = [each for each in costs if source in (ALL, each[0])]
+        cost, count = (sum(each[k] for each in of) for k in (1, 2))
         row = rows["perplexity", source]
         assert (row["tokens"], row["mean"]) == (count, pytest.approx(math.exp(cost / count), rel=1e-5))
         assert row["ci_low"] < row["mean"] < row["ci_high"] and row["p"] is None
@@ -164,11 +165,12 @@ def test_every_size_that_is_asked_for_is_taken_and_the_others_follow():
     (["experiment=train", "model=tiny", "dataset=pile", "PATH"], "the tokenizer names no EOS"),
     (["experiment=train", "model=tiny-hyena", "dataset=pile", "PATH"], "method.start=scratch: a hyena is not built from sizes"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "model.sizes.d_inner=64"], "model.sizes.d_inner: follows from d_model"),
-    (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "model.path=."], "model.path=.: a model from scratch reads no checkpoint"),
+    (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "model.path=nowhere"], "model.path=nowhere: a model from scratch reads no checkpoint"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.start=scrtch"], "method.start=scrtch: there are scratch, checkpoint"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.samples=null", "method.steps=null"], "nothing says how long to train"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.autocast=fp8"], "method.autocast=fp8: there are none, bf16"),
     (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.autocast=bf16", "dtype=bfloat16"], "only for mamba1 and mamba2 with dtype=float32"),
+    (["experiment=train", "model=mamba-130m", *SMALL, "FILES", "method.start=checkpoint"], "model.sizes.d_model: a checkpoint has its own sizes"),
     (["experiment=train", "method.boundaries=false"], "method.boundaries: no such key"),  # no key of training on facts
 ])
 def test_what_cannot_be_is_one_line_and_leaves_nothing(words, said, tmp_path, monkeypatch, capsys):
@@ -207,4 +209,38 @@ def test_what_was_asked_for_and_never_met_is_said(tmp_path):
     train = made(tmp_path, data_knobs={"sets": ["Github", "Gutenberg"]}, steps=1)
     train.fit(None, tmp_path / "scratch")
     assert train.info["documents"]["asked_for_and_never_met"] == ["Gutenberg"]
-    assert Setting(0, 1).ranks.count == 1
+    train = made(tmp_path, data_knobs={"weights": {"Github": 0, "Gutenberg": 2.0, "Pile-CC": 1.0}}, steps=1)
+    train.fit(None, tmp_path / "other")
+    assert train.info["documents"]["asked_for_and_never_met"] == ["Gutenberg"]
+
+
+def test_the_other_layout_names_the_mark_that_the_text_was_written_with(tmp_path):
+    train = made(tmp_path, steps=1)
+    train.script.mark = 5
+    train.fit(None, tmp_path / "scratch")
+    written = train.artefacts()["hf/config"]
+    assert [written[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("name", "knobs", "said"), [
+    ("tiny-moe", {"checkpoint_activations": True}, "the routers of a moe would be balanced twice"),
+    ("tiny-hyena", {"autocast": "bf16"}, "method.autocast=bf16: only for mamba1 and mamba2")])
+def test_what_another_variant_would_do_wrong_is_refused(name, knobs, said, tmp_path):
+    lm = models.load(name, cached=False)
+    lm.tokenizer = models.sized("x", "mamba2", SIZES["mamba2"], seed=0, tokenizer=tokenizer_file(tmp_path)).tokenizer
+    with pytest.raises(UserError, match=said):
+        made(tmp_path, lm=lm, **knobs)
+
+
+def test_a_single_source_is_told_once_as_all(tmp_path):
+    train = made(tmp_path, data_knobs={"sets": ["Github"]}, steps=1)
+    train.fit(None, tmp_path / "scratch")
+    table = train.step(train.batches(())[0])
+    assert set(table["source"].to_pylist()) == {"Github"} and set(train.in_groups(table)["source"].to_pylist()) == {ALL}
+
+
+def test_a_text_longer_than_the_model_takes_is_refused(tmp_path):
+    lm = models.load("tiny-hyena", cached=False)
+    lm.tokenizer = models.sized("x", "mamba2", SIZES["mamba2"], seed=0, tokenizer=tokenizer_file(tmp_path)).tokenizer
+    with pytest.raises(UserError, match=f"method.length=5000: .* takes at most {lm.config.max_length} tokens"):
+        made(tmp_path, lm=lm, length=5000)

@@ -39,6 +39,7 @@ def test_the_figure_shows_kept_found_skipped_and_sums(tmp_path):
     (tmp_path / "classified.json").write_text(json.dumps(ACCOUNT))
     figure, caption = draw("classified_questions", RunTables({}, {}, [], None, [], tmp_path))
     counts, skipped = figure.axes
-    said = [text.get_text() for text in counts.texts]
+    said, [image] = [text.get_text() for text in counts.texts], counts.images
+    assert image.get_clim() == (-20, 20)  # darker for more, the middle of the map for none
     assert said == ["20", "of 1,000", "13", "of 30", "0", "of 0", "·", "7", "of 7", "3", "of 3", "20", "20", "3", "in all"]
     assert [text.get_text() for text in skipped.texts] == ["30", "30"] and "Skipped" in caption

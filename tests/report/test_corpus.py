@@ -5,6 +5,7 @@ import pytest
 
 from mamba_mi.report import corpus_words as words
 from mamba_mi.report.figures import draw
+from mamba_mi.report.words import too_few
 
 from .synthetic import corpus_summary, training_curve
 
@@ -54,8 +55,10 @@ def test_a_model_that_is_worse_than_the_unigram_is_said_to_be():
 def test_the_caveats_name_what_this_run_lacks():
     summary = words.with_perplexities(rows(), {})
     said = " ".join(words.caveats(summary, INFO))
-    assert "Lines not trained on: 2 text is empty." in said and "Fewer than 20 validation documents: Pile-CC" in said
+    assert "Lines not trained on, in 2 passes over the text: 2 text is empty." in said and "Fewer than 20 validation documents: Pile-CC" in said
     assert "a document's first token is neither trained on nor counted" in said and "Hugging Face" not in said and "never met" not in said
+    few = [row | {"n": 30} if row["conditions"]["source"] == words.ALL else row for row in summary]
+    assert words.caveats(few, INFO) == [*words.caveats(summary, INFO), *too_few(30)] != words.caveats(summary, INFO)
     other = INFO | {"recipe": RECIPE | {"boundaries": False}, "hugging_face": "no such model",
                     "documents": INFO["documents"] | {"left_out": {}, "asked_for_and_never_met": ["ArXiv"]}}
     said = " ".join(words.caveats(summary, other))
@@ -75,9 +78,15 @@ def test_the_figures_draw_the_rows_and_the_levels(run):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["all sources", "Pile-CC", "Github", "Wikipedia (en)"]
     dots = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "o"]
     assert dots == [pytest.approx(31.4 * x) for x in (1.6, 1.0, 1.2, 1.4)]
+    assert [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "|"] == [905, 812, 843, 874]
+    spans = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "None"]
+    assert spans[:2] == [pytest.approx((905 * 0.94, 905 * 1.07)), pytest.approx((31.4 * 1.6 * 0.94, 31.4 * 1.6 * 1.07))] and len(spans) == 6
+    names = corpus_summary(("a $x_{$ b", "b", "all sources"))
+    draw("corpus_perplexity", run(names, curve=training_curve())[1])[0].canvas.draw()
     assert "31.4" in [text.get_text() for text in axes.texts]
     figure, caption = draw("corpus_curve", tables)
     loss = next(axes for axes in figure.axes if axes.get_label() == "loss")
+    assert list(loss.lines[0].get_ydata()) == [point["loss"] for point in training_curve()]
     seen = next(line for line in loss.lines if line.get_marker() == "o")
     assert list(seen.get_xdata()) == list(range(400, 2401, 400)) and "183 validation documents" in caption
     assert any(list(line.get_ydata()) == [6.7, 6.7] for line in loss.lines)

@@ -15,6 +15,7 @@ from mamba_mi import models
 from mamba_mi.config import UserError, stream
 from mamba_mi.data.facts import vocabulary
 from mamba_mi.training import Recipe, checkpointing, fit, learning_rate, packing, parameter_groups
+from mamba_mi.training.together import Alone
 
 CONFIG = {"d_model": 16, "n_layer": 2, "vocab_size": len(vocabulary()), "pad_vocab_size_multiple": 16,
           "ssm_cfg": {"layer": "Mamba2", "d_state": 4, "headdim": 8}}
@@ -131,6 +132,39 @@ def test_one_step_is_adamws_own_formula(tmp_path):
             watch=stop_at(1))
     want = before * (1 - 0.1 * 0.5) - 0.1 * gradient / (gradient.abs() + 1e-8)
     torch.testing.assert_close(weight.weight.detach(), want)
+
+
+@pytest.mark.parametrize(("clip", "norm"), [(0.5, 0.5), (9.0, 5.0)])
+def test_a_gradient_is_as_long_as_the_clip_at_most_and_a_loss_is_the_sum_of_its_parts(clip, norm, tmp_path):
+    weight = torch.nn.Linear(2, 1, bias=False).double()
+    gradient = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    before = weight.weight.detach().clone()
+    curve = fit(weight, lambda s: ((weight.weight * gradient).sum() * share for share in (0.25, 0.75)), Recipe(steps=1, clip=clip), tmp_path,
+                identity="", tokens=1)
+    assert weight.weight.grad.norm().item() == pytest.approx(norm, rel=1e-4)
+    assert curve[0]["loss"] == pytest.approx((before * gradient).sum().item())
+
+
+def test_of_several_processes_each_sees_the_sum_and_the_first_alone_keeps(tmp_path):
+    class Twin(Alone):
+        """One of two that compute the same."""
+
+        count = 2
+
+        def sum(self, x):
+            return 2 * x
+
+        def sum_gradients(self, parameters):
+            for p in parameters:
+                p.grad *= 2
+
+    twins = [Twin(), Twin()]
+    twins[1].rank = 1
+    folders = [tmp_path / name for name in ("first", "second")]
+    (one, curve), (other, same) = (train(folder, ranks=ranks, watch=[].append) for folder, ranks in zip(folders, twins, strict=True))
+    assert one == other and [point["loss"] for point in curve] == [point["loss"] for point in same]
+    assert curve[0]["loss"] == 2 * train(tmp_path / "alone")[1][0]["loss"]
+    assert [(folder / checkpointing.NAME).exists() for folder in folders] == [True, False]
 
 
 def test_the_rate_warms_up_to_lr_and_falls_to_the_floor():

@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from mamba_mi import models
 from mamba_mi.config import stream
 from mamba_mi.data.facts import tokenizer, vocabulary, world
 from mamba_mi.data.facts import words as W
@@ -64,6 +65,14 @@ def test_the_shares_of_the_mix_are_those_written_down():
     tokens_BL = torch.cat([packing.batch_at(s, seed=0, batch=16, length=64)[0] for s in range(STEPS)])
     share = (tokens_BL[:, 0] == vocabulary()["<kv>"]).double().mean().item()
     assert abs(share - 0.20) < 4 * (0.2 * 0.8 / len(tokens_BL)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-moe"])
+def test_of_a_part_of_a_batch_all_of_the_loss_is_its_share(name):
+    lm = models.load(name, cached=False)  # the latter's loss has a part that balances its experts
+    tokens_BL, weights_BL = torch.randint(0, 61, (3, 9), generator=stream(0, "tokens")), torch.ones(3, 9)
+    whole = packing.next_token_loss(lm, tokens_BL, weights_BL)
+    torch.testing.assert_close(packing.next_token_loss(lm, tokens_BL, weights_BL, total=4 * 3 * 8), whole / 4)
 
 
 def test_the_loss_is_the_weighted_mean_of_minus_log_probabilities():

@@ -134,6 +134,12 @@ def test_papers_are_held_out_documents_each_once(tmp_path):
     assert TOKENIZER.decode(found[0].ids[1:]) in {record["text"] for record in records(80)}
 
 
+def test_validation_of_which_nothing_can_be_used_says_so(tmp_path):
+    made = data.load({"name": "pile", "path": str(write(tmp_path / "a.jsonl", [{"text": c} for c in "!?.ab"])), "heldout": 0.999}, None, 0)
+    with pytest.raises(UserError, match="none of 5 validation documents can be used .5 times one token.; give dataset.validation=FILE"):
+        papers(made.corpus, SCRIPT, None, boundaries=True)
+
+
 def test_a_tokenizer_without_a_mark_or_of_another_model_is_refused():
     with pytest.raises(UserError, match="names no EOS .* give one that has as model.tokenizer=FILE"):
         Script(models.load("tiny").tokenizer, 512)

@@ -31,6 +31,10 @@ def test_the_shares_of_all_ranks_are_the_batch_and_their_gradients_sum_to_its(tm
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     with pytest.raises(UserError, match="method.batch=4: does not split into 1 processes times method.accumulate=3 parts"):
         made(tmp_path, accumulate=3)
+    two = together.Alone()
+    two.count = 2
+    with pytest.raises(UserError, match="method.batch=4: does not split into 2 processes times method.accumulate=4 parts"):
+        made(tmp_path, accumulate=4, ranks=two)
 
 
 def test_without_accelerate_several_processes_are_refused_in_a_line(monkeypatch):

@@ -4,9 +4,15 @@ import torch
 
 from mamba_mi import models
 from mamba_mi.config import UserError
-from mamba_mi.experiments import Setting, get, knobs_of
+from mamba_mi.experiments import Setting, get, knobs_of, train
 from mamba_mi.training.checkpointing import weights_hash
 from mamba_mi.training.examination import marks
+
+
+@pytest.fixture(autouse=True)
+def a_short_examination_on_the_way(monkeypatch):
+    monkeypatch.setattr(train, "QUICK", 4)
+
 
 FEW = {"name": "train", "steps": 3, "batch": 2, "length": 48, "examined": 3, "eval_every": 2}
 

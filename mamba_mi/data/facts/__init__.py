@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.config import UserError, did_you_mean, several, stream
 from mamba_mi.data.encoding import bos_ids
 from mamba_mi.data.facts.tasks import IN_CONTEXT, in_context
 from mamba_mi.data.facts.vocabulary import tokenizer, vocabulary
@@ -42,7 +42,7 @@ def load(knobs: Knobs, tokenizer, seed: int) -> Dataset:
         raise UserError(f"dataset.split={knobs.split}: there are {', '.join(SPLITS)}"
                         f"{did_you_mean(knobs.split, SPLITS)}")
     _check(tokenizer)
-    relations = _relations(knobs.relations)
+    relations = several(knobs.relations, (*TEMPLATES, *IN_CONTEXT), "dataset.relations", whole=PERSON)
     sayings = [saying for relation in relations if relation in TEMPLATES
                for saying in world().sayings(relation, knobs.split)]
     made = prompts(sayings, tokenizer, knobs.bos) if sayings else []
@@ -80,14 +80,6 @@ def _wrong(relation: str, answer: str) -> str:
     """Another answer that the relation gives: the next in the alphabet."""
     known = sorted(set(world().answers[relation].values()))
     return known[(known.index(answer) + 1) % len(known)]
-
-
-def _relations(asked: Any) -> list[str]:
-    names = list(PERSON) if asked == "all" else [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name not in (known := (*TEMPLATES, *IN_CONTEXT)):
-            raise UserError(f"dataset.relations={name}: there are all, {', '.join(known)}{did_you_mean(name, known)}")
-    return names
 
 
 def _check(tokenizer) -> None:

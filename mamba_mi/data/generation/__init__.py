@@ -7,9 +7,8 @@ partner: the same template, one fact changed, another answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from mamba_mi.config import UserError, did_you_mean, stream
+from mamba_mi.config import UserError, stream
 from mamba_mi.data.facts import vocabulary
 from mamba_mi.data.facts.tasks import Draw
 from mamba_mi.data.generation import english, world_words
@@ -27,35 +26,25 @@ def lexicon_of(tokenizer) -> str:
     return "world" if tokenizer is not None and tokenizer.get_vocab() == vocabulary() else "english"
 
 
-def chosen(levels: Any, key: str) -> list[str]:
-    """The levels that a knob names: "all", one, or a list."""
-    names = list(LEVELS) if levels == "all" else [levels] if isinstance(levels, str) else list(levels)
-    for name in names:
-        if name not in LEVELS:
-            raise UserError(f"{key}={name}: there are all, {', '.join(LEVELS)}{did_you_mean(name, LEVELS)}")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{key}={names}: at least one level, and each once")
-    return names
-
-
 def left_out(lexicon: str, levels: Iterable[str]) -> dict[str, str]:
     """The levels that cannot be said in these words, and why not."""
     return {level: why for level, why in world_words.UNSAYABLE.items() if lexicon == "world" and level in levels}
 
 
-def generate(lexicon: str, levels: Sequence[str], per_level: int, seed: int) -> list[Generated]:
+def generate(lexicon: str, levels: Sequence[str], per_level: int, seed: int, key: str = "per_level") -> list[Generated]:
     """`per_level` prompts of each level that can be said, the hand-written ones first; no text is there twice.
 
-    A level's prompts depend on the seed and the lexicon alone: of another per_level they are the beginning.
+    A level's prompts depend on the seed and the lexicon alone: of another per_level they are the beginning. `key` is what an
+    error calls the setting of `per_level`.
     """
-    made = [item for level in levels if level in MAKERS[lexicon] for item in _level(lexicon, level, per_level, seed)]
+    made = [item for level in levels if level in MAKERS[lexicon] for item in _level(lexicon, level, per_level, seed, key)]
     texts = [item.question.prompt for item in made]
     if len(set(texts)) < len(texts):
         raise RuntimeError(f"lexicon {lexicon}, seed {seed}: two levels made the same prompt")
     return made
 
 
-def _level(lexicon: str, level: str, per_level: int, seed: int) -> list[Generated]:
+def _level(lexicon: str, level: str, per_level: int, seed: int, key: str) -> list[Generated]:
     originals = ORIGINALS[level][:per_level] if lexicon == "english" else ()
     made = [finished(draft, f"{lexicon}-{level}-original-{number}", LEVELS[level], lexicon, is_original=True)
             for number, draft in enumerate(originals)]
@@ -64,7 +53,7 @@ def _level(lexicon: str, level: str, per_level: int, seed: int) -> list[Generate
     while len(made) < per_level:
         draft = _new(draw, MAKERS[lexicon][level], seen)
         if draft is None:
-            raise UserError(f"per_level={per_level}: the words of lexicon={lexicon} gave {len(made)} different prompts of "
+            raise UserError(f"{key}={per_level}: the words of lexicon={lexicon} gave {len(made)} different prompts of "
                             f"{level}; ask for no more than that")
         made.append(finished(draft, f"{lexicon}-{level}-s{seed}-{len(made):03d}", LEVELS[level], lexicon))
         seen.add(made[-1].question.prompt)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mamba_mi.data.facts.tasks import Draw
 from mamba_mi.data.questions import Question, asked, of_record
-from mamba_mi.data.reading import Unusable
+from mamba_mi.data.reading import Unusable, checked, listed, text_of
 
 _MARK = re.compile(r"\[([^|\]]+)\|([^|\]]+)\]")
 _OWN = ("expected", "alternatives", "context", "supporting_facts", "question", "prompt", "cluster")  # what a partner has of its own
@@ -65,6 +65,8 @@ def read(record: Mapping) -> Generated:
     partner = record.get("corrupt")
     if not isinstance(partner, Mapping) or not {"expected", "prompt", "subject"} <= set(partner):
         raise Unusable("it has no corrupted partner")
+    _check(record)
+    _check({**record, **partner})
     try:
         question = of_record(record)
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in partner.items() if key in _OWN}
@@ -72,6 +74,20 @@ def read(record: Mapping) -> Generated:
                          str(record["lexicon"]), str(record["pattern"]), bool(record["is_original"]))
     except (KeyError, TypeError):
         raise Unusable("a key of a generated prompt is missing") from None
+
+
+def _check(side: Mapping) -> None:
+    """Unusable where what a side says is not what it should be."""
+    for name in ("expected", "prompt"):
+        text_of(side, name)
+    for name in ("question", "context", "cluster", "pattern"):
+        text_of(side, name, may_be_empty=True)
+    for name in ("alternatives", "supporting_facts"):
+        for each in listed(side, name):
+            checked(each, name)
+    span = listed(side, "subject")
+    if len(span) != 2 or not all(type(at) is int for at in span) or not 0 <= span[0] < span[1] <= len(side["prompt"]):
+        raise Unusable("subject is not [start, end] within the prompt's characters")
 
 
 def finished(draft: Draft, question_id: str, category: str, lexicon: str, *, is_original: bool = False) -> Generated:

@@ -63,7 +63,7 @@ def corpus_perplexity(tables: RunTables):
         ends = "" if said["ci_low"] is None else f"[{number(said['ci_low'])}, {number(said['ci_high'])}]"
         axes.text(1.2, y, f"{ends}  n = {said['n']}, {said['tokens']:,} tokens", transform=axes.get_yaxis_transform(), va="center",
                   fontsize=7.5, color=style.GREY)
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), order, parse_math=False)  # a source may be called $, too
     axes.set(xscale="log", ylim=(len(order) - 0.5, -0.5), xlabel="perplexity (a green dot: the model; a violet stroke: unigram)")
     axes.xaxis.set_major_locator(_ticks(model, unigram))
     axes.xaxis.set_major_formatter(ScalarFormatter())
