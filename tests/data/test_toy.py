@@ -2,6 +2,7 @@
 from collections import Counter
 
 import pytest
+from tokenizers import normalizers
 
 from mamba_mi.config import UserError
 from mamba_mi.data import batches, facts, load
@@ -149,6 +150,9 @@ def test_single_tokens_are_those_of_the_tokenizer(reader):
     found = one_token(["river", "qqzzxqj", "garden"], reader)
     assert found == ["river", "garden"] and all(len(reader(f" {word}")["input_ids"]) == 1 for word in found)
     assert one_token(["Anna", "Paul"], facts.tokenizer()) == []
+    folding = train_bpe(True, 40, ["a river"] * 9)
+    folding.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert one_token(["River", "river"], folding) == ["River"]  # one token, two words
 
 
 @pytest.mark.parametrize("name", ["ioi", "greater_than"])
