@@ -10,6 +10,7 @@ import pytest
 
 from mamba_mi.config import UserError
 from mamba_mi.data import batches, facts, generated, generation, load
+from mamba_mi.data.facts.vocabulary import BOS
 from mamba_mi.data.generation import LEVELS, generate
 from mamba_mi.data.generation.draft import read
 from mamba_mi.data.questions import CATEGORIES, of_record
@@ -267,6 +268,8 @@ def test_bos_of_the_worlds_prompts_is_a_span_of_its_own_and_never_twice():
     for prompt in load({"name": "generated", "per_level": 20, "n": None}, tokenizer, 0).prompts:
         assert prompt.token_ids.count(tokenizer.bos_token_id) == ("bos" in prompt.spans)
         assert prompt.spans.get("bos", (0, 1)) == (0, 1)
+    [item] = generate("world", ["simple_recall"], 1, 0)
+    assert generated._written(item).spans["bos"] == (0, len(BOS)) and item.question.prompt.startswith(BOS + " ")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import normalizers
 
 from mamba_mi.config import UserError
-from mamba_mi.data import batches, facts, load
+from mamba_mi.data import batches, facts, load, toy
 from mamba_mi.data.generation.words import NAMES
 from mamba_mi.data.greater_than import endings
 from mamba_mi.data.single_tokens import single as one_token
@@ -91,6 +91,10 @@ def test_brackets_of_few_kinds_are_drawn_by_the_seed_and_none_twice(words):
     short, other = ([p.text for p in load({"name": "toy", "task": "brackets", "length": length, "n": None}, words, 0).prompts] for length in (3, 12))
     assert len(set(short)) == len(short) < 256 and all(len(text.split()) == 3 for text in short)
     assert set(other) != {p.text for p in load({"name": "toy", "task": "brackets", "n": None}, words, 1).prompts}
+
+
+def test_a_span_is_of_its_words_alone():
+    assert toy._characters(["ab", "c", "de"], 1, 3) == (4, 8) and " ab c de"[4:8] == "c de"
 
 
 def test_every_word_of_a_toy_task_is_one_token(words):
