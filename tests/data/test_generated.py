@@ -11,8 +11,10 @@ import pytest
 from mamba_mi.config import UserError
 from mamba_mi.data import batches, facts, generated, generation, load
 from mamba_mi.data.facts.vocabulary import BOS
+from mamba_mi.data.facts.world import world
 from mamba_mi.data.generation import LEVELS, generate
 from mamba_mi.data.generation.draft import read
+from mamba_mi.data.generation.words import NAMES, ROOMS
 from mamba_mi.data.questions import CATEGORIES, of_record
 from tests.oracles import prompts as solver
 
@@ -163,10 +165,47 @@ def test_a_prompt_is_of_its_persons_cluster_and_an_answer_may_be_put_in_other_wa
             assert side.alternatives or not item.pattern.startswith("things")
 
 
+PATTERNS = {"simple_recall": {"people, 1 hop", "things, 1 hop"}, "two_hop": {"people, 2 hops", "things, 2 hops"},
+            "three_hop": {"people, 3 hops", "things, 3 hops"}, "long_context": {"people, 1 hop", "things, 1 hop"},
+            "combined": {"spending: what is left", "spending: in all", "adding", "subtracting", "comparing", "ordering"},
+            "stress_test": {"people, 1 hop", "people, 2 hops"}}
+
+
+def test_a_level_has_every_pattern_and_a_chain_is_changed_at_either_of_its_last_two_links(english):
+    changed = {}
+    for item in (item for item in english if not item.is_original and item.question.num_hops != 1):
+        partner = solver.facts_of(item.corrupt.prompt)
+        at = [i for i, fact in enumerate(item.question.supporting_facts) if fact not in partner]
+        changed.setdefault(item.pattern, set()).update(at)
+    assert all(changed[pattern] == {hops - 2, hops - 1} for level, hops in (("two_hop", 2), ("three_hop", 3)) for pattern in PATTERNS[level])
+    assert {level: {item.pattern for item in english if level_of(item) == level and not item.is_original} for level in LEVELS} == PATTERNS
+
+
+def test_the_others_are_many_people_and_things_in_boxes(english):
+    people = []
+    for item in english:
+        told = solver.facts_of(item.question.prompt)
+        if item.pattern == "things, 2 hops":
+            assert sum(fact.split()[-1].rstrip(".") in ROOMS for fact in told) == 2  # the thing's and the other box's
+        if level_of(item) == "stress_test" and not item.is_original:
+            people.append(len({word for word in re.findall(r"\w+", " ".join(told)) if word in NAMES}) - item.question.num_hops)
+    assert max(people) >= 4
+
+
+def test_what_a_persons_answer_follows_from_begins_with_the_person_and_ends_with_the_answer():
+    for hops, level in enumerate(("simple_recall", "two_hop", "three_hop"), 1):
+        for item in generate("world", [level], 30, 0):
+            facts_of = item.question.supporting_facts
+            assert len(facts_of) == hops and facts_of[0].startswith(item.question.cluster) and facts_of[-1].split()[-1] == item.question.expected
+            assert all(one.split()[-1] == other.split()[0] for one, other in zip(facts_of, facts_of[1:]))
+            unseen = {saying.subject.join(saying.parts) for saying in world().sayings(item.pattern.split()[0], "heldout")}
+            assert {side.prompt.removeprefix(f"{BOS} ") for side in (item.question, item.corrupt)} <= unseen
+
+
 def test_each_level_is_drawn_by_itself():
     """Levels that share a maker do not begin with the same people."""
     for seed in range(6):
-        recall, long = (generate("english", [level], 4, seed)[3] for level in ("simple_recall", "long_context"))
+        recall, long = (next(item for item in generate("english", [level], 4, seed) if not item.is_original) for level in ("simple_recall", "long_context"))
         assert recall.question.supporting_facts != long.question.supporting_facts
 
 
@@ -294,6 +333,7 @@ def test_a_record_without_its_partner_is_dropped_with_the_reason(written, words)
              ("subject", [5], "subject is not [start, end] within the prompt's characters"), ("subject", 7, "subject is not a list"),
              ("subject", ["a", "b"], "subject is not [start, end] within the prompt's characters"), ("alternatives", "the A", "alternatives is not a list"),
              ("alternatives", [7], "alternatives is not text"),
+             *(("subject", empty, "subject is not [start, end] within the prompt's characters") for empty in ([5, 5], [-1, 5])),
              ("subject", [0, 10 ** 6], "subject is not [start, end] within the prompt's characters"), ("category", ["Simple Recall"], "of a level that was not asked for")]
     for record, (key, value, _) in zip(records[2:], wrong):
         record[key] = value

@@ -8,6 +8,7 @@ from mamba_mi.config import UserError
 from mamba_mi.data import batches, facts, load, toy
 from mamba_mi.data.generation.words import NAMES
 from mamba_mi.data.greater_than import endings
+from mamba_mi.data.single_tokens import drawn, enough
 from mamba_mi.data.single_tokens import single as one_token
 from mamba_mi.data.toy import TASKS
 from mamba_mi.experiments import Setting, knobs_of
@@ -154,6 +155,10 @@ def test_single_tokens_are_those_of_the_tokenizer(reader):
     found = one_token(["river", "qqzzxqj", "garden"], reader)
     assert found == ["river", "garden"] and all(len(reader(f" {word}")["input_ids"]) == 1 for word in found)
     assert one_token(["Anna", "Paul"], facts.tokenizer()) == []
+    few, *more = (drawn(3, 5, reader, seed, "a game") for seed in (0, 0, 1))
+    assert len(few) == 5 and few == more[0] != more[1] and enough(few, 5, reader, "a game") == few
+    with pytest.raises(UserError, match="a game needs 6 different words"):
+        enough(few, 6, reader, "a game")
     folding = train_bpe(True, 40, ["a river"] * 9)
     folding.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert one_token(["River", "river"], folding) == ["River"]  # one token, two words
