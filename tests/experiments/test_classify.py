@@ -138,6 +138,12 @@ def test_a_run_that_goes_on_says_what_was_read_too(made, sources):
     assert made().read_from == before == made(force=True).read_from and before["squad"]["path"] == sources["squad"]
 
 
+@pytest.mark.parametrize("key", ["paths", "revisions"])
+def test_a_set_that_nobody_knows_is_refused_wherever_it_is_named(made, key):
+    with pytest.raises(UserError, match=f"method.{key}: no set squadd; there are .*did you mean 'squad'"):
+        made(**{key: {"squadd": "x"}})
+
+
 def test_a_file_of_other_rules_is_refused(made, monkeypatch):
     made()
     monkeypatch.setattr(_classified_file, "RULES", _classified_file.RULES[1:])
