@@ -78,3 +78,7 @@ def test_a_mistake_is_one_line(knobs, message):
     with pytest.raises(UserError, match=message) as error:
         data.load(knobs, None, 0)
     assert "\n" not in str(error.value)
+
+
+def test_running_text_is_told_from_prompts():
+    assert [name for name in data.names() if data.is_corpus(name)] == ["pile"]
