@@ -64,8 +64,10 @@ def _record(line: str, where: str) -> dict:
 
 def _csv(file: Path) -> list[dict]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
-        records = []
+        reader, records = csv.DictReader(lines, strict=True), []
+        for mark in ";\t":
+            if len(reader.fieldnames or ()) == 1 and mark in reader.fieldnames[0]:
+                raise ValueError(f"its fields are divided by {mark!r}; save it with commas")
         for record in reader:
             if None in record:
                 raise ValueError(f"line {reader.line_num}: more than the header's {len(reader.fieldnames)} "

@@ -79,7 +79,7 @@ def readable(file: Path, asked: str) -> Iterator[None]:
 
 def columns_of(records: Iterable[dict]) -> list[str]:
     """Every column that some record has, in the order they are met."""
-    return list(dict.fromkeys(column for record in records for column in record))
+    return list(dict.fromkeys(str(column) for record in records for column in record))  # a YAML file may call one null
 
 
 def require_columns(records: list[dict], needed: Iterable[str], source: str) -> None:
