@@ -59,12 +59,15 @@ class Built:
     experiment: Experiment
 
     def conditions(self) -> dict:
-        """What a resumed run must agree in with what it kept."""
+        """What a resumed run must agree in with what it kept, and what its data are."""
+        sources = self.experiment.read_from
+        origin = dict(self.dataset.origin) if self.dataset and self.dataset.origin else sources
         return {"device": str(self.lm.device), "backend": self.lm.choice._asdict(), "threads": torch.get_num_threads(),
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
                 "fingerprints": {"checkpoint": self.lm.fingerprint, "code": provenance.code_fingerprint(),
-                                 **({"data": self.dataset.fingerprint} if self.dataset else {})},
-                **({"data": dict(self.dataset.origin)} if self.dataset and self.dataset.origin else {}),
+                                 **({"data": self.dataset.fingerprint} if self.dataset else {}),
+                                 **{name: source["fingerprint"] for name, source in sources.items()}},
+                **({"data": origin} if origin else {}),
                 "model": _described(self.lm)}
 
 
@@ -195,6 +198,7 @@ def _carry_out(built: Built, store: Store) -> None:
             prompts = prompt_records(selection, train)
             store.write_json("prompts.json", prompts)
             experiment.fit(train.items, store.scratch)
+            manifest.read_from(experiment.read_from)
             _step_through(experiment, selection, store)
             summary = _summarise(built, store, selection)
             measured = dict(hook_counts=dict(experiment.setting.ledger.edits),

@@ -32,7 +32,7 @@ class Found(NamedTuple):
 def whole(hub: str, *, split: str, config: str | None = None, revision: str | None = None, key: str = "dataset",
           choose: Callable[[int], Sequence[int]] = range) -> Found:
     """The rows that `choose` picks of so many, of a split that is downloaded once and kept in the hub's cache."""
-    with _in_words(hub, config, key):
+    with _in_words(hub, config, revision, key):
         builder = _builder(hub, config, revision)
         builder.download_and_prepare(download_config=_once())
         table = builder.as_dataset(split=split)
@@ -43,16 +43,17 @@ def whole(hub: str, *, split: str, config: str | None = None, revision: str | No
 def beginning(hub: str, count: int | None, *, split: str, config: str | None = None, revision: str | None = None,
               key: str = "dataset") -> Found:
     """The first `count` records (None: all), read from the hub without downloading the rest."""
-    with _in_words(hub, config, key):
+    with _in_words(hub, config, revision, key):
         builder = _builder(hub, config, revision)
         records = list(islice(builder.as_streaming_dataset(split=split), count))
         return _found(range(len(records)), records, builder, hub, config, split)
 
 
-def download(hub: str, config: str | None, key: str = "dataset") -> str:
+def download(hub: str, config: str | None, key: str = "dataset", revision: str | None = None) -> str:
     """How to do without the hub, as the end of a sentence: of the configuration's files alone, which lie in a folder of its name."""
     alone = f" --include '{config}/*'" if config else ""
-    return f"download it with `hf download {hub} --repo-type dataset{alone} --local-dir FOLDER` and give {_path_key(key)}=FOLDER, or a file in it"
+    pinned = f" --revision {revision}" if revision else ""
+    return f"download it with `hf download {hub} --repo-type dataset{alone}{pinned} --local-dir FOLDER` and give {_path_key(key)}=FOLDER, or a file in it"
 
 
 def _path_key(key: str) -> str:
@@ -85,8 +86,8 @@ def commit(builder) -> str | None:
 
 
 @contextmanager
-def _in_words(hub: str, config: str | None, key: str) -> Iterator[None]:
-    asked, how = f"dataset.hub={hub}" if key == "dataset" else hub, download(hub, config, key)
+def _in_words(hub: str, config: str | None, revision: str | None, key: str) -> Iterator[None]:
+    asked, how = f"dataset.hub={hub}" if key == "dataset" else hub, download(hub, config, key, revision)
     try:
         import datasets  # noqa: F401 - the name alone, as its parts may be there without it
         from datasets.exceptions import DatasetsError

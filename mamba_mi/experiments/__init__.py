@@ -157,6 +157,11 @@ class Experiment:
         """(jobs, tokens times layers) that `step(batch)` will run; what a dry run prints."""
         return len(batch), len(batch) * batch.length * self.lm.config.n_layer
 
+    @property
+    def read_from(self) -> dict[str, dict]:
+        """By name, what its own data were read from, with the `fingerprint`, as far as it is known yet: for the manifest."""
+        return {}
+
     def plan(self) -> dict[str, str]:
         """What a dry run prints where there are no prompts to choose from."""
         return {"prompts": "none: this experiment brings its own data"}

@@ -21,6 +21,7 @@ from mamba_mi.experiments import UNTESTED, Experiment, _classified_file, at_leas
 from mamba_mi.measure.effects import effects
 from mamba_mi.report import classify_words as words
 
+SETS = ("squad", "hotpotqa", "triviaqa", "musique", "drop", "natural_questions")
 SHARE = "share"
 EXAMPLES, CLIPPED = 2, 60  # of a category; characters of each text
 
@@ -29,11 +30,11 @@ EXAMPLES, CLIPPED = 2, 60  # of a category; characters of each text
 class Knobs:
     """Keys of conf/method/classify.yaml."""
 
-    sets: list[str] = field(default_factory=lambda: ["squad", "hotpotqa", "triviaqa", "musique", "drop", "natural_questions"])
+    sets: list[str] = field(default_factory=lambda: [*SETS])
     samples_per_dataset: int | None = 1000
     target_per_category: int = 100
-    paths: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(
-        ("squad", "hotpotqa", "triviaqa", "musique", "drop", "natural_questions")))
+    paths: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SETS))
+    revisions: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SETS))
     file: str = "experiment_logs/classified_questions.json"
     resamples: int = 2000
 
@@ -51,7 +52,7 @@ class Classify(Experiment):
     def check(self) -> None:
         knobs = self.knobs
         at_least(knobs, samples_per_dataset=1, target_per_category=1, resamples=20)
-        for key, asked in (("sets", knobs.sets), ("paths", knobs.paths)):
+        for key, asked in (("sets", knobs.sets), ("paths", knobs.paths), ("revisions", knobs.revisions)):
             for name in asked:
                 if name not in CATEGORIES_OF:
                     raise UserError(f"method.{key}: no set {name}; there are {', '.join(CATEGORIES_OF)}{did_you_mean(name, CATEGORIES_OF)}")
@@ -59,7 +60,13 @@ class Classify(Experiment):
             raise UserError(f"method.sets=[{', '.join(knobs.sets)}]: at least one, and each once")
         if Path(knobs.file).suffix != ".json":
             raise UserError(f"method.file={knobs.file}: its name must end in .json; the questions are in a .parquet beside it, too")
+        for name, revision in knobs.revisions.items():
+            if revision is not None and knobs.paths.get(name):
+                raise UserError(f"method.revisions.{name}={revision}: the hub's copy has revisions, method.paths.{name}={knobs.paths[name]} none; "
+                                "leave one of them out")
         self.whole = None if self.setting.force else _classified_file.kept(knobs, self.setting.seed)
+        # read before there is a run's folder: a file that cannot be used leaves none
+        self.local = _classified_file.local_sets(knobs, self.setting.seed) if self.whole is None else {}
 
     def setting_in_words(self) -> dict[str, str]:
         return {"model": "none is asked anything", "data": ", ".join(self.knobs.sets)}
@@ -67,9 +74,15 @@ class Classify(Experiment):
     def fit(self, train, scratch: Path) -> None:
         """Read and classify, unless that is done: nothing is written twice."""
         if self.whole is None:
-            self.whole = _classified_file.make(self.knobs, self.setting.seed)
+            self.whole = _classified_file.make(self.knobs, self.setting.seed, self.local)
         if not (beside := Path(self.knobs.file).expanduser().with_suffix(".parquet")).is_file():
             _classified_file.write_parquet(beside, self.whole)
+
+    @property
+    def read_from(self) -> dict[str, dict]:
+        """Of each set that has been read."""
+        read = self.whole["sources"] if self.whole else {name: each.source for name, each in self.local.items()}
+        return {name: _classified_file.described(self.knobs, name, source) for name, source in read.items()}
 
     def batches(self, items) -> list[Batch]:
         """One a set, without prompts: what was judged is in the file."""

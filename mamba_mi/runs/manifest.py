@@ -50,6 +50,12 @@ class Manifest:
         self.fields.update(fields)
         self._write()
 
+    def read_from(self, sources: Mapping[str, Mapping]) -> None:
+        """Add by name what data were read from, if anything, and their fingerprints to those known before they were read."""
+        if sources:
+            own = {name: source["fingerprint"] for name, source in sources.items()}
+            self.record(data=dict(sources), fingerprints={**self.fields["fingerprints"], **own})
+
     def end(self, status: str, error: BaseException | None = None) -> None:
         """The last word on this run: its status, and the error that ended it."""
         self.fields.update(status=status, ended=_now())

@@ -60,6 +60,12 @@ def real_counterfact():
 
 
 @pytest.fixture(scope="session")
+def shared():
+    """`shared(name)` is a file that lies beside the repository; the test is skipped where it does not."""
+    return _shared
+
+
+@pytest.fixture(scope="session")
 def neox():
     from transformers import PreTrainedTokenizerFast
 

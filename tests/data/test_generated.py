@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from mamba_mi.config import UserError
-from mamba_mi.data import batches, facts, generated, load
+from mamba_mi.data import batches, facts, generated, generation, load
+from mamba_mi.data.facts.vocabulary import BOS
+from mamba_mi.data.facts.world import world
 from mamba_mi.data.generation import LEVELS, generate
 from mamba_mi.data.generation.draft import read
+from mamba_mi.data.generation.words import NAMES, ROOMS
 from mamba_mi.data.questions import CATEGORIES, of_record
 from tests.oracles import prompts as solver
 
@@ -125,6 +128,97 @@ def test_a_partner_differs_in_one_fact_and_in_the_marked_words_alone(made):
             assert sum(changed) == 1
 
 
+def test_the_needed_facts_stand_anywhere_among_the_others(english):
+    for level in LEVELS:
+        mine = [item for item in english if level_of(item) == level and not item.is_original and item.pattern not in ("comparing", "ordering")]
+        for place in (0, -1):
+            told = [solver.facts_of(item.question.prompt)[place] in item.question.supporting_facts for item in mine]
+            assert 0.05 < sum(told) / len(told) < 0.95, (level, place)
+    compared = [solver.facts_of(item.question.prompt) for item in english if item.pattern == "comparing"]
+    first = [facts[0] == max(facts, key=lambda fact: int(re.search(r"\d+", fact)[0])) for facts in compared]
+    assert 0 < sum(first) < len(first)
+
+
+def test_no_value_is_told_of_two_and_no_number_is_below_two(made):
+    """Else who read only where a word stands once would be right."""
+    for side in (side for item in made for side in ((item.question, item.pattern), (item.corrupt, item.pattern))):
+        question, pattern = side
+        if pattern.startswith("people") or pattern == "things, 1 hop":
+            bare = [re.sub(r"^(The )?\w+ ", "", fact) for fact in solver.facts_of(question.prompt)]
+            assert len(set(bare)) == len(bare), question.prompt
+        if pattern == "boxes":
+            things = [fact.split()[-1] for fact in question.context.removesuffix(" .").split(" . ")]
+            assert len(set(things)) == len(things), question.prompt
+        if pattern == "list":
+            assert len(question.question.split()) >= 2  # one word would not say that it is a second copy
+        if question.expected.lstrip("-").isdigit():
+            assert int(question.expected) >= 2 or pattern == "subtracting", question.prompt
+
+
+def test_a_prompt_is_of_its_persons_cluster_and_an_answer_may_be_put_in_other_ways(made):
+    for item in made:
+        (a, b), (c, d) = item.subject, item.corrupt_subject
+        own = (item.question.prompt[a:b], item.corrupt.prompt[c:d]) if " of a person" in item.pattern else (item.question.question_id,) * 2
+        assert (item.question.cluster, item.corrupt.cluster) == own
+        for side in (item.question, item.corrupt):
+            assert all(side.expected in form and form != side.expected for form in side.alternatives)
+            assert side.alternatives or not item.pattern.startswith("things")
+
+
+PATTERNS = {"simple_recall": {"people, 1 hop", "things, 1 hop"}, "two_hop": {"people, 2 hops", "things, 2 hops"},
+            "three_hop": {"people, 3 hops", "things, 3 hops"}, "long_context": {"people, 1 hop", "things, 1 hop"},
+            "combined": {"spending: what is left", "spending: in all", "adding", "subtracting", "comparing", "ordering"},
+            "stress_test": {"people, 1 hop", "people, 2 hops"}}
+
+
+def test_a_level_has_every_pattern_and_a_chain_is_changed_at_either_of_its_last_two_links(english):
+    changed = {}
+    for item in (item for item in english if not item.is_original and item.question.num_hops != 1):
+        partner = solver.facts_of(item.corrupt.prompt)
+        at = [i for i, fact in enumerate(item.question.supporting_facts) if fact not in partner]
+        changed.setdefault(item.pattern, set()).update(at)
+    assert all(changed[pattern] == {hops - 2, hops - 1} for level, hops in (("two_hop", 2), ("three_hop", 3)) for pattern in PATTERNS[level])
+    assert {level: {item.pattern for item in english if level_of(item) == level and not item.is_original} for level in LEVELS} == PATTERNS
+
+
+def test_the_others_are_many_people_and_things_in_boxes(english):
+    people = []
+    for item in english:
+        told = solver.facts_of(item.question.prompt)
+        if item.pattern == "things, 2 hops":
+            assert sum(fact.split()[-1].rstrip(".") in ROOMS for fact in told) == 2  # the thing's and the other box's
+        if level_of(item) == "stress_test" and not item.is_original:
+            people.append(len({word for word in re.findall(r"\w+", " ".join(told)) if word in NAMES}) - item.question.num_hops)
+    assert max(people) >= 4
+
+
+def test_what_a_persons_answer_follows_from_begins_with_the_person_and_ends_with_the_answer():
+    for hops, level in enumerate(("simple_recall", "two_hop", "three_hop"), 1):
+        for item in generate("world", [level], 30, 0):
+            facts_of = item.question.supporting_facts
+            assert len(facts_of) == hops and facts_of[0].startswith(item.question.cluster) and facts_of[-1].split()[-1] == item.question.expected
+            assert all(one.split()[-1] == other.split()[0] for one, other in zip(facts_of, facts_of[1:]))
+            unseen = {saying.subject.join(saying.parts) for saying in world().sayings(item.pattern.split()[0], "heldout")}
+            assert {side.prompt.removeprefix(f"{BOS} ") for side in (item.question, item.corrupt)} <= unseen
+
+
+def test_each_level_is_drawn_by_itself():
+    """Levels that share a maker do not begin with the same people."""
+    for seed in range(6):
+        recall, long = (next(item for item in generate("english", [level], 4, seed) if not item.is_original) for level in ("simple_recall", "long_context"))
+        assert recall.question.supporting_facts != long.question.supporting_facts
+
+
+def test_a_text_that_is_there_already_is_drawn_again_or_refused(monkeypatch):
+    [by_hand, *_] = generation.ORIGINALS["two_hop"]
+    for level in ("two_hop", "three_hop"):
+        monkeypatch.setitem(generation.MAKERS["english"], level, (lambda draw: by_hand,))
+    with pytest.raises(UserError, match="gave 3 different prompts of two_hop"):
+        generate("english", ["two_hop"], 4, 0)
+    with pytest.raises(RuntimeError, match="lexicon english, seed 0: two levels made the same prompt"):
+        generate("english", ["two_hop", "three_hop"], 3, 0)
+
+
 def test_hand_written_prompts_are_kept_and_marked(english):
     for level in LEVELS:
         flags = [item.is_original for item in english if level_of(item) == level]
@@ -213,6 +307,8 @@ def test_bos_of_the_worlds_prompts_is_a_span_of_its_own_and_never_twice():
     for prompt in load({"name": "generated", "per_level": 20, "n": None}, tokenizer, 0).prompts:
         assert prompt.token_ids.count(tokenizer.bos_token_id) == ("bos" in prompt.spans)
         assert prompt.spans.get("bos", (0, 1)) == (0, 1)
+    [item] = generate("world", ["simple_recall"], 1, 0)
+    assert generated._written(item).spans["bos"] == (0, len(BOS)) and item.question.prompt.startswith(BOS + " ")
 
 
 @pytest.fixture
@@ -236,7 +332,9 @@ def test_a_record_without_its_partner_is_dropped_with_the_reason(written, words)
     wrong = [("prompt", None, "prompt is empty"), ("expected", 7, "expected is not text"), ("question", 7, "question is not text"),
              ("subject", [5], "subject is not [start, end] within the prompt's characters"), ("subject", 7, "subject is not a list"),
              ("subject", ["a", "b"], "subject is not [start, end] within the prompt's characters"), ("alternatives", "the A", "alternatives is not a list"),
-             ("alternatives", [7], "alternatives is not text"), ("category", ["Simple Recall"], "of a level that was not asked for")]
+             ("alternatives", [7], "alternatives is not text"),
+             *(("subject", empty, "subject is not [start, end] within the prompt's characters") for empty in ([5, 5], [-1, 5])),
+             ("subject", [0, 10 ** 6], "subject is not [start, end] within the prompt's characters"), ("category", ["Simple Recall"], "of a level that was not asked for")]
     for record, (key, value, _) in zip(records[2:], wrong):
         record[key] = value
     for record, (key, value, _) in zip(records[20:], wrong[:-1]):

@@ -103,6 +103,15 @@ def test_every_format_and_both_spellings_give_the_same_pairs(tmp_path, read, tok
         assert load({"name": "pairs", "path": str(tmp_path / name)}, tokenizer, 0).pairs == expected
 
 
+def test_an_ending_in_capitals_is_one_too_and_a_line_ends_at_a_line_feed_alone(tmp_path, tokenizer):
+    row = {**PAIR, "clean": "Kzxq\u2028is in", "corrupt": "Kzjq\u2028is in"}  # elsewhere a line separator
+    (tmp_path / "mine.JSONL").write_text(json.dumps(row, ensure_ascii=False) + "\r\n\n", encoding="utf-8", newline="")
+    [pair] = load({"name": "pairs", "path": str(tmp_path / "mine.JSONL")}, tokenizer, 0).pairs
+    assert pair.clean.text == row["clean"]
+    with pytest.raises(UserError, match="^dataset.path=.*min.JSONL: no such file; did you mean 'mine.JSONL'"):
+        load({"name": "pairs", "path": str(tmp_path / "min.JSONL")}, tokenizer, 0)
+
+
 def test_an_answer_without_its_space_gets_it(read):
     plain = {**PAIR, "answer": "Danish", "wrong_answer": "French"}
     assert read([plain]).pairs == read([PAIR]).pairs

@@ -269,8 +269,8 @@ def test_a_folder_stands_in_for_the_hub_and_a_large_set_is_streamed(name, tmp_pa
     assert module.SET.streamed == (name in ("triviaqa", "natural_questions"))
     if module.SET.streamed:
         assert [each.question for each in few.questions] == ["Number 0?", "Number 1?", "Number 2?"]
-    with pytest.raises(UserError, match="dataset.hub=.*not to be had .*nope"):
-        qa.questions(module.SET, module.Knobs(**knobs, split="nope"), 0)
+    with pytest.raises(UserError, match="dataset.hub=.*not to be had .*nope.*repository --repo-type dataset --revision v2 --local-dir FOLDER"):
+        qa.questions(module.SET, module.Knobs(**knobs, split="nope", revision="v2"), 0)
 
 
 def test_streaming_reads_no_more_records_than_asked_for(tmp_path):

@@ -1,5 +1,6 @@
 """A question is the same after it was written down, and a prompt is its text, its answer and where they stand."""
 import json
+from dataclasses import replace
 
 from mamba_mi.data.questions import Question, asked, characters, of_record, prompts
 
@@ -25,6 +26,8 @@ def test_a_prompt_says_where_the_facts_and_the_last_question_are(tokenizer):
     assert said == {"facts": FOUND.context, "question": FOUND.question}
     assert prompt.spans["question"][0] > prompt.spans["facts"][1]
     assert [*prompt.token_ids, *prompt.target_ids] == tokenizer(FOUND.prompt + " Danish")["input_ids"]
+    [alone], _ = prompts([replace(FOUND, cluster="", category="")], tokenizer)
+    assert (alone.cluster, alone.template, prompt.template) == ("q-1", "squad", "Simple Recall")
 
 
 def test_facts_that_the_question_repeats_are_those_after_it():

@@ -44,6 +44,9 @@ def test_prompts_longer_than_the_model_takes_are_dropped_and_counted(tmp_path):
     why = f"longer than the {longest} tokens this model takes"
     assert {(d.prompt_id, d.why) for d in made.dropped} == {("5", why), ("3", why), ("2", why)}  # two with an answer's tokens
     assert data.load(knobs, tokenizer, 0).dropped == ()
+    path.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "id": "none", "answer": ""}])))
+    assert {(d.prompt_id, d.why) for d in data.load(knobs, tokenizer, 0, longest).dropped} == {*((n, why) for n in "532"), ("none", "answer is empty")}
+    path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match="dataset=pairs: none of 5 records can be used: 5 times longer than the 3 tokens"):
         data.load(knobs, tokenizer, 0, 3)
 
@@ -75,3 +78,7 @@ def test_a_mistake_is_one_line(knobs, message):
     with pytest.raises(UserError, match=message) as error:
         data.load(knobs, None, 0)
     assert "\n" not in str(error.value)
+
+
+def test_running_text_is_told_from_prompts():
+    assert [name for name in data.names() if data.is_corpus(name)] == ["pile"]

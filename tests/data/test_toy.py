@@ -2,11 +2,13 @@
 from collections import Counter
 
 import pytest
+from tokenizers import normalizers
 
 from mamba_mi.config import UserError
-from mamba_mi.data import batches, facts, load
+from mamba_mi.data import batches, facts, load, toy
 from mamba_mi.data.generation.words import NAMES
 from mamba_mi.data.greater_than import endings
+from mamba_mi.data.single_tokens import drawn, enough
 from mamba_mi.data.single_tokens import single as one_token
 from mamba_mi.data.toy import TASKS
 from mamba_mi.experiments import Setting, knobs_of
@@ -92,6 +94,10 @@ def test_brackets_of_few_kinds_are_drawn_by_the_seed_and_none_twice(words):
     assert set(other) != {p.text for p in load({"name": "toy", "task": "brackets", "n": None}, words, 1).prompts}
 
 
+def test_a_span_is_of_its_words_alone():
+    assert toy._characters(["ab", "c", "de"], 1, 3) == (4, 8) and " ab c de"[4:8] == "c de"
+
+
 def test_every_word_of_a_toy_task_is_one_token(words):
     for prompt in load({"name": "toy", "task": ["mqar", "copying"]}, words, 0).prompts:
         assert len(prompt.text.split()) == len(prompt.token_ids) - ("." not in words.get_vocab() and 1)
@@ -149,6 +155,13 @@ def test_single_tokens_are_those_of_the_tokenizer(reader):
     found = one_token(["river", "qqzzxqj", "garden"], reader)
     assert found == ["river", "garden"] and all(len(reader(f" {word}")["input_ids"]) == 1 for word in found)
     assert one_token(["Anna", "Paul"], facts.tokenizer()) == []
+    few, *more = (drawn(3, 5, reader, seed, "a game") for seed in (0, 0, 1))
+    assert len(few) == 5 and few == more[0] != more[1] and enough(few, 5, reader, "a game") == few
+    with pytest.raises(UserError, match="a game needs 6 different words"):
+        enough(few, 6, reader, "a game")
+    folding = train_bpe(True, 40, ["a river"] * 9)
+    folding.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert one_token(["River", "river"], folding) == ["River"]  # one token, two words
 
 
 @pytest.mark.parametrize("name", ["ioi", "greater_than"])

@@ -1,4 +1,5 @@
 """experiment=classify through the command line's own door: made once, reused, refused, read by dataset=classified."""
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from mamba_mi import data
 from mamba_mi.cli import main
 from mamba_mi.config import UserError
+from mamba_mi.data import hub, qa
 from mamba_mi.data.questions import CATEGORIES
 from mamba_mi.experiments import Setting, _classified_file, classify
 from tests.data import published
@@ -79,12 +81,12 @@ def test_it_is_made_once_reused_refused_and_made_again(made, sources, tmp_path):
     other = published.write(tmp_path / "other.parquet", "squad", [published.squad()])
     for knobs, said in (({"seed": 1}, "seed was 0 and is 1"), ({"target_per_category": 7}, "target_per_category was 6 and is 7"),
                         ({"sets": ["squad"]}, "sets was .squad, hotpotqa,.* and is .squad."), ({"samples_per_dataset": None}, "samples_per_dataset was 1000 and is null"),
-                        ({"paths": {**sources, "squad": None}}, "squad was read from a file of .* and is the hub's rajpurkar/squad now"),
+                        ({"paths": {**sources, "squad": None}}, "squad was read from a file of .* and is the hub's rajpurkar/squad at its newest commit now"),
                         ({"paths": {**sources, "squad": other}}, "squad was read from a file of sha256 .* and is a file of")):
         with pytest.raises(UserError, match=f"made with other settings: {said}.*force=true$"):
             made(**knobs)
         assert made.file.read_bytes() == first
-    assert made(seed=1, force=True) and made.file.read_bytes() != first
+    assert made(seed=1, force=True).whole["records"] != whole["records"]  # every record is read: the seed draws whom the second pass takes
     assert made(force=True) and made.file.read_bytes() == first
 
 
@@ -93,8 +95,59 @@ def test_a_file_from_the_hub_is_reused_without_asking_for_its_commit(made, sourc
     whole["sources"]["squad"]["origin"] = {"hub": "rajpurkar/squad", "config": "plain_text", "split": "validation", "commit": "c" * 40}
     made.file.write_text(json.dumps(whole))
     assert made(paths={**sources, "squad": None}).whole == whole
-    with pytest.raises(UserError, match="squad was read from the hub's rajpurkar/squad and is a file of sha256"):
+    with pytest.raises(UserError, match="squad was read from the hub's rajpurkar/squad at its newest commit and is a file of sha256"):
         made()
+    pinned = {"paths": {**sources, "squad": None}, "revisions": {"squad": "c" * 40}}
+    assert made(**pinned).whole == whole  # the very commit that was read
+    with pytest.raises(UserError, match="at its newest commit and is the hub's rajpurkar/squad at revision v2 now"):
+        made(**{**pinned, "revisions": {"squad": "v2"}})
+    whole["sources"]["squad"]["origin"]["revision"] = "v2"
+    made.file.write_text(json.dumps(whole))
+    assert made(**{**pinned, "revisions": {"squad": "v2"}}).whole == whole == made(**pinned).whole
+    with pytest.raises(UserError, match="at revision v2 and is the hub's rajpurkar/squad at its newest commit now"):
+        made(**{**pinned, "revisions": {}})
+
+
+def test_the_manifest_names_what_each_set_was_read_from_and_a_pinned_revision_is_asked_of_the_hub(launch, sources, monkeypatch, tmp_path):
+    asked, records = [], [published.squad(f"Where is {i}?") for i in range(3)]
+
+    def whole(name, *, split, config, revision, key, choose):
+        asked.append((name, revision))
+        return hub.Found(choose(3), records, "f" * 64, {"hub": name, "config": config, "split": split, "commit": "c" * 40})
+    monkeypatch.setattr(hub, "whole", whole)
+    folder = tmp_path / "drop" / "validation.parquet"
+    folder.parent.mkdir()
+    shutil.copy(sources["drop"], folder)
+    words = ("method.paths.squad=null", "method.revisions.squad=v2", f"method.paths.drop={folder.parent}")
+    assert launch(*words)[0] == 0 and asked == [("rajpurkar/squad", "v2")]
+    manifest = json.loads(next(launch.file.parent.glob("classify/tiny/*/manifest.json")).read_text())
+    own = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in sources.items()} | {"squad": "f" * 64}
+    where = {name: {"path": path, "split": None} for name, path in sources.items()} | {"drop": {"path": str(folder.parent), "split": "validation"}}
+    where["squad"] = {"hub": "rajpurkar/squad", "config": "plain_text", "split": "validation", "commit": "c" * 40, "revision": "v2"}
+    assert manifest["data"] == {name: {**where[name], "fingerprint": own[name], "records": 3 if name == "squad" else 12} for name in sources}
+    assert own.items() < manifest["fingerprints"].items()
+    assert "already done" in launch(*words)[1].out and len(asked) == 1
+    launch.file.unlink()
+    folder.write_bytes(Path(published.write(tmp_path / "other.parquet", "drop", [published.drop()])).read_bytes())
+    code, out = launch(*words)
+    assert code == 1 and "the drop's fingerprint was" in out.err and not launch.file.exists()
+
+
+def test_a_file_is_read_once(made, monkeypatch):
+    read, questions = [], qa.questions
+    monkeypatch.setattr(qa, "questions", lambda of, *more: read.append(of.name) or questions(of, *more))
+    assert made().whole and sorted(read) == sorted(classify.SETS)
+
+
+def test_a_run_that_goes_on_says_what_was_read_too(made, sources):
+    before = made().read_from
+    assert made().read_from == before == made(force=True).read_from and before["squad"]["path"] == sources["squad"]
+
+
+@pytest.mark.parametrize("key", ["paths", "revisions"])
+def test_a_set_that_nobody_knows_is_refused_wherever_it_is_named(made, key):
+    with pytest.raises(UserError, match=f"method.{key}: no set squadd; there are .*did you mean 'squad'"):
+        made(**{key: {"squadd": "x"}})
 
 
 def test_a_file_of_other_rules_is_refused(made, monkeypatch):
@@ -132,7 +185,7 @@ def test_another_process_gives_the_same_bytes(made, tmp_path, sources):
         ids = [each["question_id"] for each in whole["judged"] if each["source"] == name]
         assert source["records"] == len(ids) == 9 and ids == sorted(ids) and not source["origin"]
     code = ("import sys, json; from mamba_mi.experiments import _classified_file as f; from mamba_mi.experiments.classify import Knobs\n"
-            "f.make(Knobs(paths=json.loads(sys.argv[1]), file=sys.argv[2], target_per_category=4, samples_per_dataset=9), 3)")
+            "f.make(Knobs(paths=json.loads(sys.argv[1]), file=sys.argv[2], target_per_category=4, samples_per_dataset=9), 3, {})")
     other = tmp_path / "other" / "classified_questions.json"
     subprocess.run([sys.executable, "-c", code, json.dumps(sources), str(other)], check=True, cwd=REPO,
                    env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONHASHSEED": "2"})
@@ -154,10 +207,18 @@ def test_a_run_that_is_done_runs_again_from_its_own_files_and_the_command_line_r
     (["method.sets=[squad,squad]"], "at least one, and each once"), (["method.sets=[]"], "method.sets=.*: at least one, and each once"), (["method.target_per_category=0"], "target_per_category=0: give at least 1"),
     (["method.file=x.txt"], "its name must end in .json"),
     (["method.paths.squad=no/such.parquet"], "method.paths.squad=no/such.parquet: no such file; download it with `hf download rajpurkar/squad .*method.paths.squad=FOLDER"),
+    (["method.paths.squad=README.md"], "method.paths.squad=README.md: cannot read .md; give a file"),
+    (["method.paths.squad=conf"], "method.paths.squad=conf: no file of split validation; it has train; download it"),
+    (["method.paths.squad=conf/config.yaml"], "method.paths.squad=conf/config.yaml: not a readable .yaml file .not a list of records"),
+    (["method.paths.squad={hotpotqa}"], "method.paths.squad=.*hotpotqa.parquet: no column answers; it has"),
+    (["method.paths.squad=3"], "method.paths.squad=3: no such file"),
+    (["method.revisions.squad=main"], "method.revisions.squad=main: the hub's copy has revisions, method.paths.squad=.*parquet none; leave one of them out"),
     (["method.sets=[natural_questions]"], "none of 12 records of natural_questions is of a category")])
-def test_what_cannot_be_done_is_one_line(launch, words, said):
-    code, out = launch(*words)
-    assert code == 1 and re.search(said, out.err) and out.err.count("\n") == 1 and not launch.file.exists()
+def test_what_cannot_be_done_is_one_line_before_there_is_a_run_and_of_a_dry_run_too(launch, words, said, sources):
+    for more in ([], ["dry_run=true"]) if "paths" in words[0] else ([],):
+        code, out = launch(*(word.format(**sources) for word in words), *more)
+        assert code == 1 and re.search(said, out.err) and out.err.count("\n") == 1
+        assert not launch.file.exists() and not launch.file.parent.exists()
 
 
 def test_the_examples_are_two_a_category_of_two_sets_where_there_are_two_and_fit_a_line():

@@ -103,6 +103,15 @@ def test_a_mistake_is_one_line(knobs, message):
         experiment.check()  # before a run's folder is there
 
 
+def test_duplicates_are_counted_and_prompts_of_one_person_are_a_cluster():
+    experiment = Prompts(Knobs(per_level=3), load("tiny", device="cpu"), Setting(0, 1 << 30))
+    experiment.check()
+    experiment.made["two_hop"].append(experiment.made["two_hop"][0])
+    assert experiment.artefacts()["generation"]["duplicates"] == 1
+    [recall, *_] = experiment.made["simple_recall"]
+    assert experiment.clusters(())[recall.question.question_id] == recall.question.cluster in recall.question.prompt
+
+
 SMALL = {"patching": ["method.sites=[resid]", "method.directions=[denoising]", "method.tau=0"],
          "info_flow": ["method.sources=[none,subject,question]", "method.conv=[scan]", "method.windows=[2]"]}
 

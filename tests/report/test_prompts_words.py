@@ -25,12 +25,23 @@ def test_one_level_is_no_levels():
         "10 prompts of 2 levels, no text twice, each with a partner of one changed fact.", "Combined is left out: why not."]
 
 
+def test_what_is_changed_is_shown_in_both_sides_and_the_worlds_prompts_come_with_a_word_more():
+    record = {"category": "Simple Recall", "pattern": "people", "question": "Who?", "expected": "Oru", "context": "", "prompt": "Oru is in.", "subject": [0, 3],
+              "corrupt": {"prompt": "Mirana is in.", "subject": [0, 6], "expected": "Mirana"}}
+    assert words.examples([record, record]).rows == [["Simple Recall", "people", "Who?", "Oru", "Oru → Mirana: Mirana", "–"]]
+    assert len(words.caveats("world")) == 3 and len(words.caveats("english")) == 2
+
+
 def test_the_figure_has_a_point_a_prompt_and_the_share_of_the_commonest_answer(tmp_path):
-    (tmp_path / "generation.json").write_text(json.dumps({"lexicon": "english", "seed": 0, "levels": [LEVEL]}))
+    (tmp_path / "generation.json").write_text(json.dumps({"lexicon": "english", "seed": 0, "levels": [LEVEL, {**LEVEL, "level": "three_hop"}]}))
     facts, long = [3, 3, 3, 4, 4], [30, 35, 35, 40, 41]
     effects = pa.table({"task": ["two_hop"] * 10, "metric": ["facts"] * 5 + ["words"] * 5, "value": [float(n) for n in facts + long]})
+    more = pa.table({"task": ["three_hop"] * 2, "metric": ["facts", "words"], "value": [4.0, 50.0]})
+    effects = pa.concat_tables([effects, more])
     figure, _ = draw("prompts_levels", RunTables({}, {}, [], effects, [], tmp_path))
     told, counted, answers = figure.axes
     assert told.lines[0].get_xdata().tolist() == facts and counted.lines[0].get_xdata().tolist() == long
     assert told.lines[0].get_ydata().tolist() == pytest.approx([0.34, 0, -0.34, 0.34, 0])  # equal ones stand on each other
-    assert [bar.get_width() for bar in answers.patches] == [40] and answers.texts[0].get_text() == "of 4"
+    alone = told.lines[1]
+    assert (alone.get_xdata().tolist(), alone.get_ydata().tolist()) == ([4], [1.34]) and counted.lines[1].get_xdata().tolist() == [50]
+    assert [bar.get_width() for bar in answers.patches] == [40, 40] and answers.texts[0].get_text() == "of 4"
