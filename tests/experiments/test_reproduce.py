@@ -191,8 +191,9 @@ def test_what_does_not_go_is_one_line_and_leaves_nothing(words, said, tmp_path, 
     bare = {"metric": "probability", "values": [0.5]}
     text = {"id": "a", "text": PROMPTS[0][1], "subject": PROMPTS[0][2], "target": PROMPTS[0][3]}
     knocked = {"metric": "probability", "query": "last", "source": "subject", "window_size": 2, "values": [[0.4]] * 4}
+    known = {"id": "a", "text": "Bram Weskin likes to play music on the", "subject": "Bram Weskin", "target": "guitar"}  # to that tokenizer
     for name, prompt, numbers in (("OWN", text, [bare, knocked | {"values": [[0.4]]}]), ("DEEP", text, [bare, knocked]),
-                                  ("ROW", {"row": 3}, [bare]), ("BOS", text | {"bos": True}, [bare])):
+                                  ("ROW", {"row": 3}, [bare]), ("BOS", known | {"bos": True}, [bare])):
         places[name] = write({"prompts": [prompt], "numbers": numbers}, tmp_path / f"{name}.json")
     places["NO_MARK"] = tmp_path / "tokenizer.json"
     places["NO_MARK"].write_text((models.EMBEDDED["tiny"] / "tokenizer.json").read_text().replace("<bos>", "<begin>"))
