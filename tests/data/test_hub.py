@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.data import published
+from tests.pages import Pages
 
 REPO = Path(__file__).resolve().parents[2]
 SHA, BRANCH = "a" * 40, "b" * 40
@@ -18,7 +19,7 @@ FILES = [f"data/validation-{i:05d}-of-00004.parquet" for i in range(4)]
 pytestmark = pytest.mark.slow  # another process that imports datasets, for each test
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Pages):
     """One data set a/b in four shards, at two commits: what `main` is, and what the branch `other` is."""
 
     def do_GET(self):
@@ -44,19 +45,6 @@ class Hub(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             return self.answer(206, data[int(first):last + 1], headers)
         return self.answer(200, data, headers)
-
-    do_HEAD = do_GET
-
-    def answer(self, status, data, headers=()):
-        self.send_response(status)
-        for key, value in {**dict(headers), "Content-Length": str(len(data)), "Content-Type": "application/json"}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 def tag(data: bytes) -> str:

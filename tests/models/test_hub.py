@@ -3,7 +3,7 @@ import hashlib
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,12 @@ from mamba_mi import UserError, data, load
 from mamba_mi.models import EMBEDDED
 from mamba_mi.models.tokenizer import load_tokenizer
 from mamba_mi.models.variants import Meant
+from tests.pages import Pages
 
 SHA = "0" * 40
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Pages):
     """The few pages of the hub a download asks for: a repo's files, its commit, each file."""
 
     def do_GET(self):
@@ -47,19 +48,6 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         data = files[name]
         return self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": SHA})
-
-    do_HEAD = do_GET
-
-    def answer(self, status, data, headers=()):
-        self.send_response(status)
-        for key, value in {**dict(headers), "Content-Length": str(len(data)), "Content-Type": "application/json"}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
