@@ -156,7 +156,7 @@ class Mixer(Layer):
         write, state = Site(self.layer, "write"), Site(self.layer, "state")
         args, h0 = (*selected[:2], A_HN, *selected[2:4]), None if past is None else past.h_BHPN
         if not (trace.wants(write) or trace.wants(state)):
-            with torch.autocast(args[0].device.type, enabled=False):  # it would sum in bfloat16 what backends widen
+            with reference.own_types(args[0]):  # autocast would sum in bfloat16 what backends widen
                 return self.backend.scan(*args, h0=h0, keep_h=keep)
         watched = reference.watched_scan(
             *args, h0=h0, on_write=lambda w: trace(write, w),
