@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mamba_mi.config import UserError
+from mamba_mi.data.formats import READERS
 from mamba_mi.data.hub import Found
-from mamba_mi.data.reading import READERS, fingerprint, no_such_file, read_records, readable
+from mamba_mi.data.reading import fingerprint, no_such_file, read_records, readable
 
 SPLITS = ("train", "validation", "test", "dev")
 ROWS_AT_ONCE = 64  # a record of Natural Questions is a whole page: a row group of them would not fit
