@@ -82,8 +82,8 @@ def dataset(name: str, records: Sequence[Written], tokenizer, *, bos: bool, seed
     """
     made, left = pairs(records, tokenizer, bos)
     made = shuffled(made, seed, name)
-    alone = [record for record in records if record.prompt_id in {d.prompt_id for d in left}]
-    singles, useless = _alone(alone, tokenizer, bos)
+    unpaired = {d.prompt_id for d in left}
+    singles, useless = _alone([record for record in records if record.prompt_id in unpaired], tokenizer, bos)
     why = {d.prompt_id: d for d in (*left, *useless)}
     fingerprint = fingerprint or hashlib.sha256(json.dumps([record[:5] for record in records]).encode()).hexdigest()
     prompts = [replace(pair.clean, wrong_id=pair.corrupt.target_id) for pair in made]
