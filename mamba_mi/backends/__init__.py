@@ -18,7 +18,8 @@
 Mamba-1 is H = E heads of P = 1 with N decays each; Mamba-2 has one decay a head (A_HN with one column).
 `h0` and `tail` may hold fewer rows than the batch: row r then starts from row r % len(h0), so that many jobs on one
 prompt share its state. `keep_h=False` and `keep_tail=False` let a kernel leave the last state or tail out (None). Sums are taken in at least
-float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`.
+float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`. It may say on which
+kinds of device it runs (DEVICES; any), and `missing()` says why it cannot run on this machine.
 """
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 from mamba_mi.config import UserError, did_you_mean
+
+FASTEST = ("cuda", "triton", "compiled", "chunked")  # what `auto` takes, if it is there and runs on the device
 
 
 class Choice(NamedTuple):
@@ -55,14 +58,33 @@ def get(name: str) -> ModuleType:
     return backend
 
 
-def available() -> tuple[str, ...]:
-    """The backends that can run on this machine."""
-    return tuple(name for name in names() if not import_module(f"{__name__}.{name}").missing())
+def available(device: str = "cpu") -> tuple[str, ...]:
+    """The backends that can run on this machine, on this kind of device."""
+    return tuple(name for name in names() if not _refusal(name, device))
 
 
 def choose(asked: str, device: str) -> Choice:
-    """Resolve `auto`: chunked, the fastest plain-torch kernel, on every device."""
+    """Resolve `auto` to the first of FASTEST that runs on `device`, and say why the ones before it do not."""
+    kind = device.partition(":")[0]
     if asked != "auto":
         get(asked)
+        if reason := _refusal(asked, kind):
+            raise UserError(f"backend={asked} cannot run: {reason}; backend=auto takes what runs on {device}")
         return Choice(asked, asked, "asked for")
-    return Choice(asked, "chunked", f"the fastest installed kernel for {device}")
+    passed = []
+    for name in FASTEST:
+        if name in names() and kind in _devices(name):
+            if not (reason := _refusal(name, kind)):
+                return Choice(asked, name, "; ".join([f"the fastest installed kernel for {device}", *passed]))
+            passed.append(f"not {name}: {reason}")
+    raise UserError(f"backend=auto: no backend runs on {device}; backend=reference runs everywhere")
+
+
+def _devices(name: str) -> tuple[str, ...]:
+    return getattr(import_module(f"{__name__}.{name}"), "DEVICES", ("cpu", "cuda"))
+
+
+def _refusal(name: str, kind: str) -> str:
+    if kind not in _devices(name):
+        return f"it runs on {' and '.join(_devices(name))}, not on {kind}"
+    return import_module(f"{__name__}.{name}").missing()
