@@ -8,7 +8,6 @@ J blocks of W channels; b rows of the state before.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
