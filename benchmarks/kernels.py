@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from knockout import cells, light_cone
 from machine import describe, table, write
 from patching import Grid
 from rich.progress import Progress
+from roofline import Limits, Work, limits, of_many_decays, of_one_decay, seconds
 from torch import nn
 
 from mamba_mi import Knockout, backends
@@ -53,19 +53,6 @@ def floor(lm, length: int) -> Callable[[], None]:
     weights.append(lm.embedding.weight)
     x = {size: torch.randn(1, length, size, device=lm.device) for size in {w.shape[1] for w in weights}}
     return lambda: [F.linear(x[w.shape[1]], w) for w in weights] and None
-
-
-def seconds(call: Callable, device: str) -> float:
-    """CPU seconds of this process; on a CUDA device, wall seconds until all of it is done."""
-    if device == "cpu":
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def knocked(lm, tokens_BL, sources: int):
@@ -107,6 +94,8 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
             apart = max(apart, check_equal(theirs().logits.to(device), logits_BLV, f"{name}, {length} tokens, {what}"))
             calls[what] = theirs
     del logits_BLV
+    scans = scans_of(lm, length)
+    calls |= {what: call for what, (call, _) in scans.items()}
     rounds = [{what: seconds(call, device) for what, call in calls.items()}]  # warms up, and is not counted
     count = max(repeats, min(15, int(budget / sum(rounds[0].values()))))
     for done in range(count):
@@ -114,7 +103,26 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
         rounds.append({what: seconds(call, device) for what, call in calls.items()})
     return {"model": name, "length": length, "layers": lm.config.n_layer, "of": layers, "backend": lm.choice.used,
             "rounds": count, "apart": apart, "milliseconds": 1e3 * statistics.median(r["floor"] for r in rounds[1:]),
-            "floors": {what: _spread([r[what] / r["floor"] for r in rounds[1:]]) for what in calls if what != "floor"}}
+            "floors": {what: _spread([r[what] / r["floor"] for r in rounds[1:]])
+                       for what in calls if what != "floor" and what not in scans},
+            "scans": {what: {"milliseconds": 1e3 * statistics.median(r[what] for r in rounds[1:]), "work": list(work)}
+                      for what, (_, work) in scans.items()}}
+
+
+def scans_of(lm, length: int) -> dict[str, tuple[Callable, Work]]:
+    """One layer's scan alone, by every backend of this device, and the work it is."""
+    config, layer, names = lm.config, lm.layers[0], [n for n in backends.available(lm.device.type) if n not in PLAIN]
+    many = config.variant == "mamba1"
+    heads, width, groups = (config.d_inner, 1, 1) if many else (config.heads, config.headdim, config.ngroups)
+
+    def normal(*size):
+        return torch.randn(1, length, *size, device=lm.device)
+
+    args = (normal(heads, width), F.softplus(normal(heads) - 3), -layer.A_log.exp().reshape(heads, -1),
+            normal(groups, config.d_state), normal(groups, config.d_state))
+    work = (of_many_decays(1, length, heads, config.d_state) if many else
+            of_one_decay(1, length, heads, width, config.d_state, groups))
+    return {f"scan, {name}": (partial(backends.get(name).scan, *args, keep_h=False), work) for name in names}
 
 
 def _theirs(lm, tokens_BL, device: str) -> dict[str, Callable]:
@@ -144,8 +152,10 @@ def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float
                     rows.append(compare(name, length, device, repeats, budget, **sizes,
                                         tell=lambda text: bar.update(task, description=text)))
                 bar.advance(task)
-    on = torch.cuda.get_device_name() if device != "cpu" else "CPU"
-    return {"machine": describe("torch", "transformers"), "on": on, "asked": asked, "rows": rows}
+    on = torch.cuda.get_device_name(device) if device != "cpu" else "CPU"
+    measured = limits(device, **({"size": 1 << 25, "side": 2048} if device == "cpu" else {}))
+    return {"machine": describe("torch", "transformers"), "on": on, "asked": asked, "rows": rows,
+            "limits": measured._asdict()}
 
 
 def page(result: dict) -> str:
@@ -166,7 +176,21 @@ def page(result: dict) -> str:
             f"stream, \"heatmap\" every token by every window of {WINDOW} layers; these and \"recorded\" run on the "
             f"backend that `auto` takes ({', '.join(sorted({row['backend'] for row in rows}))}). \"tuned\" is transformers "
             "at its best chunk_size, no cache. \"apart\" is the largest difference of logits over the largest.\n\n"
-            f"Made by `python benchmarks/kernels.py{result['asked']}`.\n\n" + table(header, body))
+            f"Made by `python benchmarks/kernels.py{result['asked']}`.\n\n" + table(header, body) + _roofline(result))
+
+
+def _roofline(result: dict) -> str:
+    """One layer's scan against what the device was measured to do."""
+    can = Limits(**result["limits"])
+    rows = [[row["model"], row["length"], what.removeprefix("scan, "), f"{scan['milliseconds']:.2f}",
+             f"{1e3 * can.least_seconds(Work(*scan['work'])):.2f}", can.binding(Work(*scan["work"])),
+             f"{1e5 * can.least_seconds(Work(*scan['work'])) / scan['milliseconds']:.0f}%"]
+            for row in result["rows"] for what, scan in row["scans"].items()]
+    return (f"\n## One layer's scan and the roofline\n\nMeasured here in float32: {can.bytes / 1e9:.0f} GB/s copied, "
+            f"{can.exponentials / 1e9:.2f} billion exponentials and {can.products / 1e9:.0f} billion multiply-adds of matrix "
+            "products a second. The limit is the least time that these leave for what the scan must read, write, raise and "
+            "multiply; the share is the limit over the time. A kernel whose own exp is cheaper than torch's can pass 100%.\n\n"
+            + table(["model", "length", "backend", "ms", "limit, ms", "bound by", "share"], rows))
 
 
 def _cell(x: dict | None) -> str:

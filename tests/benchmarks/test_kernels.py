@@ -3,6 +3,7 @@ import json
 
 import kernels
 import pytest
+import roofline
 import torch
 from machine import write
 
@@ -21,8 +22,8 @@ def test_the_benchmark_runs_and_writes_a_line_a_length(name, tmp_path):
     kinds |= {f"forward, {each}" for each in backends.available() if each not in kernels.PLAIN}
     assert set(rows[0]["floors"]) == kinds | {"knockout, 16"} and set(rows[1]["floors"]) == kinds
     assert all(x["min"] > 0 for row in rows for x in row["floors"].values()) and rows[0]["apart"] <= 1e-5
-    lines = (tmp_path / "kernels.md").read_text().splitlines()
-    assert len([line for line in lines if line.startswith(f"| {name} ")]) == 2
+    first, scans = (tmp_path / "kernels.md").read_text().split("## One layer's scan")
+    assert [text.count(f"| {name} | 18 ") for text in (first, scans)] == [1, len(rows[0]["scans"])]
 
 
 def test_the_floor_is_every_product_with_a_weight_once():
@@ -55,3 +56,25 @@ def test_a_backend_that_disagrees_is_not_timed(monkeypatch):
 def test_a_part_is_whole_layers(name, length):
     _, width, layers = kernels.MODELS[name]
     assert layers % kernels.part_of(width, layers, length) == 0
+
+
+def test_the_limit_of_a_scan_is_by_what_binds():
+    can = roofline.Limits(bytes=100.0, exponentials=10.0, products=1000.0)
+    for work, binds, least in ((roofline.Work(1000, 10, 10), "bytes", 10), (roofline.Work(10, 1000, 10), "exponentials", 100),
+                               (roofline.Work(1, 1, 1e6), "products", 1000)):
+        assert can.binding(work) == binds and can.least_seconds(work) == least
+
+
+def test_the_work_of_a_scan_is_what_its_tensors_hold():
+    v, y, dt, B, C = (torch.empty(2, 7, *size).numel() for size in ((6, 1), (6, 1), (6,), (1, 5), (1, 5)))
+    assert roofline.of_many_decays(2, 7, 6, 5) == (4 * (v + y + dt + B + C), 2 * 7 * 6 * 5, 0)
+    v, y, dt, B, C = (torch.empty(2, 7, *size).numel() for size in ((4, 3), (4, 3), (4,), (2, 5), (2, 5)))
+    work = roofline.of_one_decay(2, 7, 4, 3, 5, 2)
+    assert work.bytes == 4 * (v + y + dt + B + C) and work.exponentials == 2 * 7 * 64 * 4
+    inside, state = 2 * 7 * 64 * (2 * 5 + 4 * 3), 2 * 7 * 2 * (4 * 3 * 5)  # C Bᵀ and M x; read and write
+    assert work.products == inside + state
+
+
+def test_the_rates_of_this_device_are_measured():
+    found = roofline.limits("cpu", size=1 << 16, side=64)
+    assert min(found) > 0 and found.products < 1e14
