@@ -35,7 +35,8 @@ MODELS = {"mamba-130m": ("mamba1", 768, 24), "mamba2-130m": ("mamba2", 768, 24),
           "mamba-2.8b": ("mamba1", 2560, 64), "mamba2-2.7b": ("mamba2", 2560, 64)}
 SOURCES = (1, 16, 64)
 PLAIN = ("reference", "attention")  # backends that show their work: nobody runs them for speed
-CELLS = 128  # no map of a prompt longer than this
+CELLS = 32  # no map of a prompt longer than this
+LONG = 8192  # one round is enough of what is longer
 THEIRS = 2048  # no forward of transformers at more tokens than this
 WINDOW = 5
 
@@ -97,7 +98,7 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
     scans = scans_of(lm, length)
     calls |= {what: call for what, (call, _) in scans.items()}
     rounds = [{what: seconds(call, device) for what, call in calls.items()}]  # warms up, and is not counted
-    count = max(repeats, min(15, int(budget / sum(rounds[0].values()))))
+    count = 1 if length > LONG else max(repeats, min(15, int(budget / sum(rounds[0].values()))))
     for done in range(count):
         tell(f"{name}, {length} tokens: round {done + 1} of {count}")
         rounds.append({what: seconds(call, device) for what, call in calls.items()})
