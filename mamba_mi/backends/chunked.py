@@ -62,11 +62,15 @@ def _needs_grad(given) -> bool:
 
 def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor, Tensor | None]:
     """The causal depthwise convolution as shifted sums: faster on CPU than a grouped conv1d."""
-    length, width = u_BLC.shape[1], weight_CK.shape[1]
+    width = weight_CK.shape[1]
     tail = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
     given = u_BLC, weight_CK, bias_C, tail
     y = Conv.apply(*given) if _needs_grad(given) else added(*given)
-    if not keep_tail:
-        return y, None
+    return y, last_inputs(u_BLC, tail, width) if keep_tail else None
+
+
+def last_inputs(u_BLC, tail_bKC, width) -> Tensor:
+    """The tail after these inputs."""
+    length = u_BLC.shape[1]
     last = max(length - width + 1, 0)
-    return y, torch.cat([spread(tail, len(u_BLC)), u_BLC[:, last:]], dim=1)[:, length - last:]
+    return torch.cat([spread(tail_bKC, len(u_BLC)), u_BLC[:, last:]], dim=1)[:, length - last:]
