@@ -46,7 +46,7 @@ def library() -> Library:
             if not isinstance(where, ModuleType):
                 why = f"{package[1]} {_version(package[0])} has no {name} ({where})"
             elif built and getattr(where, built, True) is None:
-                why = f"{package[1]} {_version(package[0])} is built without {built}"
+                why = f"{package[1]} {_version(package[0])} is built without {built} (MAMBA_KEEP_CUDA_BUILD=TRUE builds it)"
             else:
                 return getattr(where, name)
         lacks[name] = why
