@@ -39,6 +39,8 @@ def test_each_kind_of_scan_has_its_kernel_and_nothing_is_said(stood_in, shape):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         backend.scan(*args, h0=h0)
+        _, h = backend.scan(*args)
+        assert h.untyped_storage().nbytes() == 8 * h.numel()  # not a part of what the kernel keeps
         backend.conv(*test_conv.drawn(5, 4)[:3])
         gradients(backend.scan, args, None, None, drawn(shape, 70, seed=2)[0].v_BLHP, None)
     assert called() == {"mamba_chunk_scan_combined" if shape in ONE else "selective_scan_fn", "causal_conv1d_fn"}
@@ -102,6 +104,14 @@ def test_what_is_left_of_a_start_is_added_some_tokens_at_a_time(stood_in, monkey
     assert not told()
 
 
+def test_autocast_leaves_the_scan_its_types(stood_in, shape):
+    backend = stood_in()
+    *given, h0 = (x.float() for x in (*drawn(shape, 70)[0], drawn(shape, 70)[1]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = backend.scan(*given, h0=h0)
+    assert all(torch.equal(x, y) for x, y in zip(under, backend.scan(*given, h0=h0), strict=True))
+
+
 def wide(shape):
     args, h0 = drawn(shape, 5)
     if shape in MANY:  # as many states as it has not
@@ -138,20 +148,21 @@ def test_float64_is_chunkeds(stood_in, shape, dtype):
 
 
 @pytest.mark.parametrize("width", [2, 3, 4])
-@pytest.mark.parametrize("length", [1, 2, 9])
-@pytest.mark.parametrize(("channels", "inside"), [(16, 16), (16, 48), (16, 35), (5, 5), (5, 11)])
+@pytest.mark.parametrize("length", [1, 2, 8])
+@pytest.mark.parametrize(("channels", "inside", "after"), [(16, 16, 0), (16, 48, 0), (16, 48, 1), (16, 35, 1), (5, 5, 0), (5, 11, 0)])
 @pytest.mark.parametrize("past", [0, 1, 2])
-def test_the_conv_lays_its_inputs_as_the_library_demands(stood_in, width, length, channels, inside, past):
+def test_the_conv_lays_its_inputs_as_the_library_demands(stood_in, width, length, channels, inside, after, past):
     """A part of wider projections, at strides and addresses it would refuse; their gradients as autograd hands them over."""
     backend = stood_in()
     u_BLC, weight_CK, bias_C, tail_BKC = test_conv.drawn(length, width, rows=2, channels=channels)
     weight_CK, bias_C = weight_CK.requires_grad_(), bias_C.requires_grad_()
     whole = torch.zeros(2, length, inside, dtype=u_BLC.dtype)
-    whole[..., inside - channels:] = u_BLC
+    part = slice(inside - channels - after, inside - after)
+    whole[..., part] = u_BLC
     found = []
     for each in (backend, reference):
         given = whole.clone().requires_grad_()
-        y, tail = each.conv(given[..., inside - channels:], weight_CK, bias_C, tail=tail_BKC[:past] if past else None)
+        y, tail = each.conv(given[..., part], weight_CK, bias_C, tail=tail_BKC[:past] if past else None)
         found.append([y, *torch.autograd.grad(y.transpose(1, 2).unflatten(1, (1, -1))[:, 0].square().sum(), (given, weight_CK, bias_C)),
                       tail[:1]])
     for got, want in zip(*found, strict=True):
