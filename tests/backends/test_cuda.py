@@ -170,6 +170,15 @@ def test_the_conv_lays_its_inputs_as_the_library_demands(stood_in, width, length
     assert called() == {"causal_conv1d_fn"}
 
 
+def test_a_gradient_that_is_a_part_of_another_is_laid_so_too(stood_in):
+    backend = stood_in()
+    u_BLC, weight_CK, bias_C, _ = test_conv.drawn(8, 4, rows=2, channels=16)
+    dy_BLC = test_conv.drawn(8, 4, rows=2, channels=19)[0][..., :16]
+    got, want = (torch.autograd.grad(each.conv(u_BLC.requires_grad_(), weight_CK, bias_C)[0], u_BLC, dy_BLC)[0]
+                 for each in (backend, reference))
+    assert deviation(got, want) <= 1e-12
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family_says_the_same_through_it(stood_in, name):
     """Twice: in one pass, and going on from a past."""
