@@ -67,7 +67,7 @@ def _run(kernel, given, needed):
 
 
 def _gradients(own, made, into):
-    pairs = [(y, dense(dy)) for y, dy in zip(made, into) if dy is not None]
+    pairs = [(y, dy) for y, dy in zip(made, into) if dy is not None]
     asked = [x for x in own if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad([y for y, _ in pairs], asked, [dy for _, dy in pairs], allow_unused=True))
     return [next(found) if x is not None and x.requires_grad else None for x in own]
