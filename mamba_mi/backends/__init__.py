@@ -3,8 +3,10 @@
     scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True, dt_write=None) -> y_BLHP, h_BHPN
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t,   y_t = C_t . h_t
         `dt_write` (BLH) stands in for dt in the second term alone: a write is changed, what decays is not
-    conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> y_BLC, tail_BKC
-        causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs
+    conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> y_BLC, tail_BKC
+        causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs; `silu` is over y
+    softplus(z_BLE, bias_E) -> log(1 + exp(z + bias)), in the bias's type
+    gate(y_BLE, z_BLE) -> y ∘ silu(z)
     long_conv(w_BLD, k_TD, *, past_bPD=None) -> y_BLD
         y_t = Σ_{s<=t} k_{t-s} w_s; `past` is w before the pass, and k has a tap for every token of both. k_BTD has its own
         taps for every row

@@ -7,15 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_mi.backends import many_decays, many_decays_gradients, one_decay, one_decay_gradients
 from mamba_mi.backends.long_conv import long_conv
-from mamba_mi.backends.reference import joined, own_types, spread, widened
+from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
 from mamba_mi.backends.retention import retain
 from mamba_mi.backends.shifted_sums import Conv, added
 
-__all__ = ["conv", "long_conv", "missing", "retain", "scan"]
+__all__ = ["conv", "gate", "long_conv", "missing", "retain", "scan", "softplus"]
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
 
 
@@ -30,7 +31,7 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
     v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)
     one = A.shape[1] == 1
     with own_types(v):
-        if _needs_grad((v, dt, w, A, B_, C_, h0)):
+        if needs_grad((v, dt, w, A, B_, C_, h0)):
             mix = (one_decay_gradients if one else many_decays_gradients).mix
             y, h = mix(v, dt, w, A, B_, C_, h0, keep_h)
             return y.to(v_BLHP.dtype), h
@@ -56,21 +57,20 @@ def _row_groups(v, A, h0) -> Iterator[tuple[slice, Tensor | None]]:
         yield slice(r, r + size), h0 if h0 is None or starts < rows or size >= rows else h0[r:r + size]
 
 
-def _needs_grad(given) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
-
-
-def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor, Tensor | None]:
+def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> tuple[Tensor, Tensor | None]:
     """The causal depthwise convolution as shifted sums: faster on CPU than a grouped conv1d."""
-    width = weight_CK.shape[1]
-    tail = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
+    tail = u_BLC.new_zeros(1, weight_CK.shape[1] - 1, u_BLC.shape[2]) if tail is None else tail
     given = u_BLC, weight_CK, bias_C, tail
-    y = Conv.apply(*given) if _needs_grad(given) else added(*given)
-    return y, last_inputs(u_BLC, tail, width) if keep_tail else None
+    y = Conv.apply(*given) if needs_grad(given) else added(*given)
+    if silu:
+        y = F.silu(y, inplace=not y.requires_grad)
+    if not keep_tail:
+        return y, None
+    return y, last_inputs(u_BLC, tail)
 
 
-def last_inputs(u_BLC, tail_bKC, width) -> Tensor:
-    """The tail after these inputs."""
-    length = u_BLC.shape[1]
-    last = max(length - width + 1, 0)
+def last_inputs(u_BLC, tail_bKC) -> Tensor:
+    """The tail after these inputs: as many of the last as there were before them."""
+    length, before = u_BLC.shape[1], tail_bKC.shape[1]
+    last = max(length - before, 0)
     return torch.cat([spread(tail_bKC, len(u_BLC)), u_BLC[:, last:]], dim=1)[:, length - last:]

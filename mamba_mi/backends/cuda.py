@@ -8,6 +8,8 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, E = H
 """
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,9 @@ from mamba_mi.backends import chunked, cuda_library
 from mamba_mi.backends.chunked import long_conv, retain
 from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
 from mamba_mi.backends.cuda_library import library
-from mamba_mi.backends.reference import joined, own_types, spread, widened
+from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
 
-__all__ = ["conv", "long_conv", "missing", "retain", "scan"]
+__all__ = ["conv", "gate", "long_conv", "missing", "retain", "scan", "softplus"]
 DEVICES = ("cuda",)
 PROVE = True  # before it is used, on the device: a broken build imports, and computes something else
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,19 +46,20 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
     return y.to(v_BLHP.dtype), h if keep_h else None
 
 
-def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor, Tensor | None]:
+def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`. The tail is put before the inputs: the older library takes none."""
     given, width = (u_BLC, weight_CK, bias_C), weight_CK.shape[1]
     if reason := _conv_refused(*given):
         tell("a conv is computed", reason)
-        return chunked.conv(*given, tail=tail, keep_tail=keep_tail)
+        return chunked.conv(*given, tail=tail, keep_tail=keep_tail, silu=silu)
     kind = torch.promote_types(u_BLC.dtype, weight_CK.dtype)  # under autocast the inputs are short and the weights are not
     seen_BLC = u_BLC if tail is None else torch.cat([spread(tail, len(u_BLC)), u_BLC], dim=1)
-    y_BLC, = borrowed(_conv, _shifted_sums, (seen_BLC.to(kind), weight_CK.to(kind), bias_C.to(kind)), states=True)
+    activation = "silu" if silu else None
+    y_BLC, = borrowed(partial(_conv, activation), partial(_shifted_sums, silu), (seen_BLC.to(kind), weight_CK.to(kind), bias_C.to(kind)), states=True)
     if not keep_tail:
         return y_BLC[:, -u_BLC.shape[1]:], None
     before = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail
-    return y_BLC[:, -u_BLC.shape[1]:], chunked.last_inputs(u_BLC, before, width)
+    return y_BLC[:, -u_BLC.shape[1]:], chunked.last_inputs(u_BLC, before)
 
 
 def _refused(one, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> str:
@@ -73,7 +76,7 @@ def _refused(one, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> str:
         return "mamba_chunk_scan_combined takes a negative dt for 0" if bool((dt_BLH < 0).any()) else ""
     if A_HN.shape[1] > MOST_STATES:
         return f"selective_scan_fn has at most {MOST_STATES} states, and {A_HN.shape[1]} are asked for"
-    if h0 is not None and torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if h0 is not None and needs_grad(given):
         return "selective_scan_fn has no gradients where it starts from a state"
     return ""
 
@@ -131,15 +134,15 @@ def _conv_refused(u_BLC, weight_CK, bias_C) -> str:
     return library().lacks.get("causal_conv1d_fn", "")
 
 
-def _conv(u_BLC, weight_CK, bias_C):
+def _conv(activation, u_BLC, weight_CK, bias_C):
     """Channels last where the library takes it: eight at a time, from where a load of 16 bytes may start."""
     if u_BLC.shape[2] % 8:
         x_BCL = dense(u_BLC.transpose(1, 2))
     else:
         fit = u_BLC.stride(2) == 1 and not (u_BLC.stride(0) % 8 or u_BLC.stride(1) % 8 or u_BLC.data_ptr() % 16)
         x_BCL = (u_BLC if fit else dense(u_BLC)).transpose(1, 2)
-    return library().conv(x_BCL, dense(weight_CK), dense(bias_C)).transpose(1, 2),
+    return library().conv(x_BCL, dense(weight_CK), dense(bias_C), activation=activation).transpose(1, 2),
 
 
-def _shifted_sums(u_BLC, weight_CK, bias_C):
-    return chunked.conv(u_BLC, weight_CK, bias_C, keep_tail=False)[:1]
+def _shifted_sums(silu, u_BLC, weight_CK, bias_C):
+    return chunked.conv(u_BLC, weight_CK, bias_C, keep_tail=False, silu=silu)[:1]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from mamba_mi.backends.reference import again
+from mamba_mi.backends.reference import again, needs_grad
 
 told: set[str] = set()  # what was said already
 
@@ -28,7 +28,7 @@ def tell(what: str, why: str) -> None:
 def borrowed(kernel: Callable, other: Callable, given: tuple[Tensor | None, ...], *, states: bool) -> tuple[Tensor | None, ...]:
     """`kernel(*given)`, open to gradients of all that is given. `other` computes the same in torch; `states`: the kernel's
     backward reads the gradients of all it returns, not of the first alone."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
+    if needs_grad(given):
         return Borrowed.apply(kernel, other, states, *given)
     return kernel(*given)
 

@@ -4,10 +4,11 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, C cha
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -46,7 +47,7 @@ def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, dt_write: Ten
     return torch.stack(ys, dim=1).to(v_BLHP.dtype), h
 
 
-def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor, Tensor]:
+def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> tuple[Tensor, Tensor]:
     """The causal depthwise convolution, one token after another."""
     width = weight_CK.shape[1]
     tail = u_BLC.new_zeros(len(u_BLC), width - 1, u_BLC.shape[2]) if tail is None else spread(tail, len(u_BLC))
@@ -55,7 +56,18 @@ def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True) -> tuple[Tensor
         window_BKC = torch.cat([tail, u_BLC[:, t:t + 1]], dim=1)
         ys.append((window_BKC * weight_CK.T).sum(dim=1) + bias_C)
         tail = window_BKC[:, 1:]
-    return torch.stack(ys, dim=1), tail
+    y_BLC = torch.stack(ys, dim=1)
+    return F.silu(y_BLC) if silu else y_BLC, tail
+
+
+def softplus(z_BLE, bias_E) -> Tensor:
+    """log(1 + exp(z + bias)), in the bias's type."""
+    return F.softplus(z_BLE.to(bias_E.dtype) + bias_E)
+
+
+def gate(y_BLE, z_BLE) -> Tensor:
+    """y ∘ silu(z)."""
+    return F.silu(z_BLE).mul_(y_BLE)
 
 
 def retain(q_BQHK, k_BLHK, v_BLHV, decay_BLH, *, past=None, at=None, gone_BT=None) -> Tensor:
@@ -100,6 +112,11 @@ def widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> list[Tensor |
     dt_write = dt_BLH if dt_write is None else dt_write
     kind = torch.promote_types(v_BLHP.dtype, torch.float32)
     return [None if x is None else x.to(kind) for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write)]
+
+
+def needs_grad(given: Iterable[Tensor | None]) -> bool:
+    """Whether autograd is to see what is made of these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
 
 
 def own_types(x: Tensor) -> AbstractContextManager:

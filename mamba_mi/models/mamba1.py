@@ -106,7 +106,7 @@ class Block(Mixer):
         """What the scan gave, gated, and back in the stream."""
         at = self.sites(trace)
         y_BLE = at("scan_out", y_BLEP.squeeze(-1))
-        out_BLD = self.out_proj(at("gated", F.silu(z_BLE).mul_(y_BLE)))
+        out_BLD = self.out_proj(at("gated", self.backend.gate(y_BLE, z_BLE)))
         out_BLD = at("out", self.joined(out_BLD, resid_BLD, trace))
         return at("resid_out", resid_BLD + out_BLD)
 
@@ -119,8 +119,7 @@ class Block(Mixer):
         N = self.config.d_state
         dt_BLR, B_BLN, C_BLN = self.x_proj(v_BLE).split([self.config.dt_rank, N, N], dim=-1)
         # the bias once, and in the type A and the state live in
-        z_dt = F.linear(dt_BLR, self.dt_proj.weight).to(self.dt_proj.bias.dtype) + self.dt_proj.bias
-        dt_BLE = at("dt", F.softplus(z_dt))
+        dt_BLE = at("dt", self.backend.softplus(F.linear(dt_BLR, self.dt_proj.weight), self.dt_proj.bias))
         B_BLGN, C_BLGN = at("B", B_BLN[:, :, None]), at("C", C_BLN[:, :, None])
         return Selected(v_BLE[..., None], dt_BLE, B_BLGN, C_BLGN)
 

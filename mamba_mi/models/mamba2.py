@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_mi.models.knocking import Selected
@@ -103,12 +102,12 @@ class Block(Mixer):
         xBC_BLC, z_BLE = at("in_proj", xBC_BLC), at("gate", z_BLE)
         conv_BLC, tail = self.convolve(xBC_BLC, past, keep=keep)
         conv_BLC = at("conv", conv_BLC)
-        dt_BLH = F.softplus(dt_BLH.to(self.dt_bias.dtype) + self.dt_bias)
+        dt_BLH = self.backend.softplus(dt_BLH, self.dt_bias)
         dt_BLH = at("dt", dt_BLH.clamp(*config.dt_limit) if config.dt_limit != (0.0, math.inf) else dt_BLH)
         selected = self.select(at, conv_BLC, dt_BLH)
         y_BLHP, h = self.mix(trace, xBC_BLC, selected, -self.A_log.exp()[:, None], past, keep)
         y_BLE = at("scan_out", y_BLHP.flatten(2))
-        gated_BLE = self.gated_norm(F.silu(z_BLE).mul_(y_BLE)).to(y_BLE.dtype)  # gate before norm
+        gated_BLE = self.gated_norm(self.backend.gate(y_BLE, z_BLE)).to(y_BLE.dtype)  # gate before norm
         out_BLD = at("out", self.out_proj(at("gated", gated_BLE)))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
 

@@ -129,10 +129,9 @@ class Mixer(Layer):
         """The conv after its SiLU, and its last inputs (None unless `keep`); `own_BLC` comes in by the current token's
         tap alone."""
         tail = None if past is None else past.tail_BKC
-        c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, keep_tail=keep)
-        if own_BLC is not None:
-            c_BLC = torch.addcmul(c_BLC, own_BLC, self.conv1d.weight[:, 0, -1])
-        return F.silu(c_BLC, inplace=not c_BLC.requires_grad), tail
+        c_BLC, tail = self.backend.conv(u_BLC, self.conv1d.weight[:, 0], self.conv1d.bias, tail=tail, keep_tail=keep,
+                                        silu=own_BLC is None)
+        return c_BLC if own_BLC is None else F.silu(torch.addcmul(c_BLC, own_BLC, self.conv1d.weight[:, 0, -1])), tail
 
     def mix(self, trace, u_BLC, selected: Selected, A_HN, past: State | None, keep: bool):
         """The scan, its D-skip and this layer's knockouts, for which it takes the conv's input `u_BLC`; the last state."""

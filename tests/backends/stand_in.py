@@ -116,7 +116,7 @@ def _laid(x, dim):
 
 
 def causal_conv1d_fn_of_1_0(x, weight, bias=None, activation=None):
-    assert activation is None
+    check(activation in (None, "silu", "swish"), "activation must be None, silu, or swish")
     CALLS.append(("causal_conv1d_fn", x.dtype))
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
@@ -128,7 +128,7 @@ def causal_conv1d_fn_of_1_0(x, weight, bias=None, activation=None):
     def run(x, weight, bias):
         padded = torch.nn.functional.pad(x.double(), (width - 1, 0))
         y = torch.nn.functional.conv1d(padded, weight.double()[:, None], bias.double(), groups=dim)
-        return torch.empty_like(x, requires_grad=False).copy_(y)
+        return torch.empty_like(x, requires_grad=False).copy_(torch.nn.functional.silu(y) if activation else y)
 
     def laid(dout):
         if last and dout.stride(1) == 1:  # else it makes a copy

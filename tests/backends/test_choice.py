@@ -2,6 +2,7 @@
 import pytest
 
 from mamba_mi import UserError, backends
+from mamba_mi.backends import compiled
 
 
 def test_the_plain_backends_are_found_and_every_one_found_keeps_the_contract():
@@ -17,10 +18,27 @@ def test_auto_chooses_one_that_runs_and_says_which():
     assert not backends.get(choice.used).missing()
 
 
+def test_auto_takes_the_compiled_loops_on_a_cpu_and_without_numba_says_why_not(monkeypatch):
+    assert backends.choose("auto", "cpu") == ("auto", "compiled", "the fastest installed kernel for cpu")
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    choice = backends.choose("auto", "cpu")
+    assert choice.used == "chunked"
+    assert choice.why.endswith("not compiled: numba is not installed (pip install 'mamba_mi[compiled]')")
+    assert "compiled" in backends.names() and "compiled" not in backends.available()
+    with pytest.raises(UserError, match="^backend=compiled cannot run: numba is not installed .*; backend=chunked runs everywhere$"):
+        backends.choose("compiled", "cpu")
+
+
+def test_a_backend_of_another_device_is_refused():
+    with pytest.raises(UserError, match="^backend=compiled cannot run: it runs on cpu, not on cuda; backend=auto takes what "
+                                        "runs on cuda:1$"):
+        backends.choose("compiled", "cuda:1")
+    assert backends.choose("auto", "cuda:1").used != "compiled"
+
+
 def test_a_name_that_is_far_from_all_is_given_no_guess():
-    for asked in ("triton",):
-        with pytest.raises(UserError, match=f"^backend={asked}: no such backend; there are auto, attention, chunked, cuda, reference$"):
-            backends.choose(asked, "cpu")
+    with pytest.raises(UserError, match=f"^backend=tpu: no such backend; there are auto, {', '.join(backends.names())}$"):
+        backends.choose("tpu", "cpu")
 
 
 @pytest.mark.parametrize(("asked", "near"), [("chunk", "did you mean 'chunked'"), ("refrence", "'reference'"),

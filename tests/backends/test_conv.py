@@ -35,6 +35,14 @@ def test_conv_is_the_loop_over_tokens_and_hands_on_its_last_inputs(backend, leng
         assert np.array_equal(after_BKC[r % len(after_BKC)], seen[len(seen) - (width - 1):])
 
 
+def test_silu_over_the_conv_is_silu_after_it(backend, width):
+    u_BLC, weight_CK, bias_C, tail_BKC = drawn(9, width)
+    plain, after = backend.conv(u_BLC, weight_CK, bias_C, tail=tail_BKC)
+    y_BLC, tail = backend.conv(u_BLC, weight_CK, bias_C, tail=tail_BKC, silu=True)
+    assert deviation(y_BLC, plain.numpy() / (1 + np.exp(-plain.numpy()))) <= 1e-13
+    assert torch.equal(tail, after)
+
+
 def test_a_conv_cut_anywhere_goes_on_from_its_tail(backend, width):
     u_BLC, weight_CK, bias_C, tail_BKC = drawn(9, width)
     whole, last = backend.conv(u_BLC, weight_CK, bias_C, tail=tail_BKC)

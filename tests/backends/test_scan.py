@@ -64,6 +64,24 @@ def test_a_negative_dt_as_an_edit_can_make_it_lets_the_state_grow(backend, shape
         assert deviation(got, want) < 1e-10
 
 
+@pytest.mark.parametrize("length", [255, 256, 257, 511, 513, 1024, 2047, 2048, 2049])
+def test_so_it_is_at_every_length_in_float32_with_its_gradients(backend, length):
+    """One row and two, from zero and from a state; gradients of half of them, which reference's loop makes slow."""
+    for shape, rows in (("mamba1", 1), ("mamba2-groups", 2)):
+        args, h0 = drawn(shape, length, rows)
+        start = h0 if length % 2 else None
+        truth = by_hand(args, start)
+        short = Args(*(x.float() for x in args))
+        got = backend.scan(*short, h0=None if start is None else start.float())
+        assert all(deviation(x, want) <= 1e-5 for x, want in zip(got, truth, strict=True))
+        if length in (257, 2049):
+            wide, narrow = ([x.clone().requires_grad_() for x in given] for given in (args, short))
+            for given, kernel in ((wide, reference), (narrow, backend)):
+                y, h = kernel.scan(*given, h0=h0.to(given[0].dtype))
+                (y.square().sum() + h.square().sum()).backward()
+            assert all(deviation(x.grad, want.grad) <= 1e-5 for x, want in zip(narrow, wide, strict=True))
+
+
 @pytest.mark.parametrize("start", [False, True], ids=["from-zero", "from-h0"])
 def test_scan_is_the_loop_over_tokens(backend, shape, start):
     for length in LENGTHS:

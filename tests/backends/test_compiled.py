@@ -1,0 +1,136 @@
+"""What only the compiled loops have: blocks of channels, threads, float32's own exp2, and what they leave to others."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from oracles import deviation
+
+from mamba_mi.backends import chunked, compiled
+from mamba_mi.config import stream
+from tests.backends.test_scan import Args, by_hand
+
+SIZES = [(1, 1), (31, 1), (32, 1), (33, 1), (96, 2), (70, 2), (99, 3)]  # channels, groups: whole blocks, parts, blocks by group
+
+
+def drawn(channels, groups, length=37, rows=2, states=5, kind=torch.float32):
+    generator = stream(0, "compiled", channels, groups)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator).to(kind)
+
+    args = Args(normal(rows, length, channels, 1), torch.nn.functional.softplus(normal(rows, length, channels) - 2),
+                -normal(channels, states).exp(), normal(rows, length, groups, states), normal(rows, length, groups, states))
+    return args, normal(rows, channels, 1, states)
+
+
+@pytest.fixture
+def left_to_chunked(monkeypatch):
+    """The calls that the loops left to the other backend."""
+    calls, scan = [], chunked.scan
+    monkeypatch.setattr(chunked, "scan", lambda *args, **how: calls.append(args) or scan(*args, **how))
+    return calls
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("channels", "groups"), SIZES)
+def test_every_split_into_blocks_is_the_loop_over_tokens(channels, groups, threads, monkeypatch, left_to_chunked):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(compiled, "ALONE", 1)
+    for starts in (0, 1, 2):
+        args, h0 = drawn(channels, groups)
+        h0 = h0[:starts] if starts else None
+        y, h = compiled.scan(*args, h0=h0)
+        truth_y, truth_h = by_hand(args, h0)
+        assert deviation(y, truth_y) <= 2e-6 and deviation(h, truth_h) <= 2e-6
+        assert compiled.scan(*args, h0=h0, keep_h=False)[1] is None
+    assert not left_to_chunked
+
+
+def test_threads_change_no_bit(monkeypatch):
+    args, h0 = drawn(99, 3, rows=3)
+    u, weight, bias = args.v_BLHP[..., 0], torch.randn(99, 4, generator=stream(0, "w")), torch.zeros(99)
+
+    def everything():
+        return [*compiled.scan(*args, h0=h0), *compiled.conv(u, weight, bias, silu=True), compiled.gate(u, args.dt_BLH),
+                compiled.softplus(u, bias)]
+
+    monkeypatch.setattr(compiled, "ALONE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = everything()
+    for threads in (2, 3, 200):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        assert all(torch.equal(x, y) for x, y in zip(everything(), alone, strict=True))
+
+
+def test_what_lies_in_a_wider_tensor_is_read_where_it_is():
+    args, _ = drawn(40, 1)
+    wide = torch.full((2, 37, 200), torch.nan)
+    wide[..., 3:43], wide[..., 50:90] = args.v_BLHP[..., 0], args.dt_BLH
+    within = args._replace(v_BLHP=wide[..., 3:43, None], dt_BLH=wide[..., 50:90])
+    assert torch.equal(compiled.scan(*within)[0], compiled.scan(*args)[0])
+    across = args._replace(dt_BLH=args.dt_BLH.transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.equal(compiled.scan(*across)[0], compiled.scan(*args)[0])
+    one = args._replace(v_BLHP=args.v_BLHP[:1].expand(2, -1, -1, -1))  # one row's numbers under the name of two
+    assert torch.equal(compiled.scan(*one)[0], compiled.scan(*one._replace(v_BLHP=one.v_BLHP.clone()))[0])
+
+
+@pytest.mark.parametrize("wrong", ["negative", "nan", "growing", "half", "gradient", "one decay"])
+def test_what_the_loops_cannot_do_is_left_to_chunked(wrong, left_to_chunked):
+    args, _ = drawn(8, 1, kind=torch.float16 if wrong == "half" else torch.float32)
+    if wrong in ("negative", "nan"):
+        args.dt_BLH[1, 3, 2] = -3.0 if wrong == "negative" else torch.nan
+    if wrong == "growing":
+        args.A_HN[2, 1] = 0.1
+    if wrong == "one decay":
+        args = args._replace(A_HN=args.A_HN[:, :1])
+    if wrong == "gradient":
+        args.v_BLHP.requires_grad_()
+    y, _ = compiled.scan(*args)
+    assert len(left_to_chunked) == (wrong != "half")  # widened to float32, a half is the loops' again
+    assert y.dtype == args.v_BLHP.dtype and y.requires_grad == (wrong == "gradient")
+    assert torch.equal(y.isnan(), chunked.scan(*args)[0].isnan()) and y.isnan().any() == (wrong == "nan")
+
+
+def test_a_slow_decay_is_forgotten_no_faster_for_being_in_float32():
+    args, _ = drawn(32, 1, length=4000, rows=1)
+    args = args._replace(A_HN=torch.full((32, 5), -1e-3), B_BLGN=args.B_BLGN.abs(), v_BLHP=args.v_BLHP.abs())
+    assert deviation(compiled.scan(*args)[0], by_hand(args)[0]) <= 1e-5
+
+
+def test_exp2_is_within_3e_7_from_the_least_to_the_greatest():
+    import numba
+
+    from mamba_mi.backends.kernels import cpu
+
+    power = cpu.exp2
+
+    @numba.njit
+    def powers(z, out):
+        for i in range(len(z)):
+            out[i] = power(z[i])
+
+    z = np.concatenate([np.linspace(-126, 127, 100_001), np.linspace(-1, 1, 100_001)]).astype(np.float32)
+    out = np.empty_like(z)
+    powers(z, out)
+    assert np.abs(out / np.exp2(z.astype(np.float64)) - 1).max() <= 3e-7
+    whole = np.arange(-126, 128).astype(np.float32)
+    powers(whole, out[:len(whole)])
+    assert np.array_equal(out[:len(whole)], np.exp2(whole.astype(np.float64)).astype(np.float32))
+    powers(np.array([-1e9, -np.inf], np.float32), out[:2])
+    assert np.array_equal(out[:2], np.full(2, 2.0**-126, np.float32))
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept_on_disk(tmp_path):
+    program = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+import torch
+from mamba_mi.backends import compiled
+y = compiled.gate(torch.ones(1, 1, 3), torch.zeros(1, 1, 3))
+assert not y.any()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ), cwd=os.getcwd())
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,80 @@
+"""The kernels' benchmark runs, its floor is every product with a weight, and models that disagree are not timed. Nothing here is timed."""
+import json
+
+import kernels
+import pytest
+import roofline
+import torch
+from machine import write
+
+from mamba_mi import backends
+
+TINY = {"d_model": 64, "n_layer": 5, "vocab_size": 96}
+
+
+@pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
+def test_the_benchmark_runs_and_writes_a_line_a_length(name, tmp_path):
+    result = kernels.run([name], [18, 3], repeats=1, budget=0.0, **TINY)
+    write(tmp_path, "kernels", result, kernels.page(result))
+    rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    assert [(row["length"], row["layers"], row["backend"]) for row in rows] == [(18, 5, "compiled"), (3, 5, "compiled")]
+    kinds = {"recorded", "knockout, 1", "patch grid", "heatmap", "transformers", "transformers, tuned"}
+    kinds |= {f"forward, {each}" for each in backends.available() if each not in kernels.PLAIN}
+    assert set(rows[0]["floors"]) == kinds | {"knockout, 16"} and set(rows[1]["floors"]) == kinds
+    assert all(x["min"] > 0 for row in rows for x in row["floors"].values()) and rows[0]["apart"] <= 1e-5
+    first, scans = (tmp_path / "kernels.md").read_text().split("## One layer's scan")
+    assert [text.count(f"| {name} | 18 ") for text in (first, scans)] == [1, len(rows[0]["scans"])]
+
+
+def test_the_floor_is_every_product_with_a_weight_once():
+    lm = kernels.ours("mamba1", **TINY)
+    shapes = []
+    linear = torch.nn.functional.linear
+
+    def noted(x, weight):
+        shapes.append((tuple(x.shape), tuple(weight.shape)))
+        return linear(x, weight)
+
+    run = kernels.floor(lm, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.F, "linear", noted)
+        run()
+    assert all(x == (1, 7, weight[1]) for x, weight in shapes)
+    layer = [(256, 64), (4 + 32, 128), (128, 4), (64, 128)]  # into, dt B C, dt, out of
+    assert sorted(weight for _, weight in shapes) == sorted([*layer * 5, (lm.config.padded_vocab, 64)])
+
+
+def test_a_backend_that_disagrees_is_not_timed(monkeypatch):
+    gate = backends.chunked.gate
+    monkeypatch.setattr(backends.chunked, "gate", lambda y, z: gate(y, z) * 1.001)
+    with pytest.raises(ValueError, match="mamba-130m, 9 tokens: logits are .* apart"):
+        kernels.compare("mamba-130m", 9, "cpu", 1, 0.0, **TINY)
+
+
+@pytest.mark.parametrize("name", kernels.MODELS)
+@pytest.mark.parametrize("length", [32, 512, 65536])
+def test_a_part_is_whole_layers(name, length):
+    _, width, layers = kernels.MODELS[name]
+    assert layers % kernels.part_of(width, layers, length) == 0
+
+
+def test_the_limit_of_a_scan_is_by_what_binds():
+    can = roofline.Limits(bytes=100.0, exponentials=10.0, products=1000.0)
+    for work, binds, least in ((roofline.Work(1000, 10, 10), "bytes", 10), (roofline.Work(10, 1000, 10), "exponentials", 100),
+                               (roofline.Work(1, 1, 1e6), "products", 1000)):
+        assert can.binding(work) == binds and can.least_seconds(work) == least
+
+
+def test_the_work_of_a_scan_is_what_its_tensors_hold():
+    v, y, dt, B, C = (torch.empty(2, 7, *size).numel() for size in ((6, 1), (6, 1), (6,), (1, 5), (1, 5)))
+    assert roofline.of_many_decays(2, 7, 6, 5) == (4 * (v + y + dt + B + C), 2 * 7 * 6 * 5, 0)
+    v, y, dt, B, C = (torch.empty(2, 7, *size).numel() for size in ((4, 3), (4, 3), (4,), (2, 5), (2, 5)))
+    work = roofline.of_one_decay(2, 7, 4, 3, 5, 2)
+    assert work.bytes == 4 * (v + y + dt + B + C) and work.exponentials == 2 * 7 * 64 * 4
+    inside, state = 2 * 7 * 64 * (2 * 5 + 4 * 3), 2 * 7 * 2 * (4 * 3 * 5)  # C Bᵀ and M x; read and write
+    assert work.products == inside + state
+
+
+def test_the_rates_of_this_device_are_measured():
+    found = roofline.limits("cpu", size=1 << 16, side=64)
+    assert min(found) > 0 and found.products < 1e14
