@@ -10,6 +10,8 @@ CONFIGS = {
     "mamba1": {"d_model": 32, "n_layer": 3, "vocab_size": 61, "ssm_cfg": {"d_state": 4}},
     "mamba2": {"d_model": 32, "n_layer": 3, "vocab_size": 61,
                "ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 16, "ngroups": 2}},
+    "falcon_mamba": {"model_type": "falcon_mamba", "hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 61, "state_size": 4,
+                     "time_step_rank": 4, "tie_word_embeddings": False},
 }
 
 

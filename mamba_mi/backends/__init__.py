@@ -21,7 +21,8 @@ Mamba-1 is H = E heads of P = 1 with N decays each; Mamba-2 has one decay a head
 `h0` and `tail` may hold fewer rows than the batch: row r then starts from row r % len(h0), so that many jobs on one
 prompt share its state. `keep_h=False` and `keep_tail=False` let a kernel leave the last state or tail out (None). Sums are taken in at least
 float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`. It may say on which
-kinds of device it runs (DEVICES; any), and `missing()` says why it cannot run on this machine.
+kinds of device it runs (DEVICES; any), and `missing()` says why it cannot run on this machine. One that says PROVE is tried
+there before it is used (`proving`).
 """
 from __future__ import annotations
 
@@ -67,16 +68,15 @@ def available(device: str = "cpu") -> tuple[str, ...]:
 
 def choose(asked: str, device: str) -> Choice:
     """Resolve `auto` to the first of FASTEST that runs on `device`, and say why the ones before it do not."""
-    kind = device.partition(":")[0]
     if asked != "auto":
         get(asked)
-        if reason := _refusal(asked, kind):
+        if reason := _refusal(asked, device):
             raise UserError(f"backend={asked} cannot run: {reason}; backend=auto takes what runs on {device}")
         return Choice(asked, asked, "asked for")
     passed = []
     for name in FASTEST:
-        if name in names() and kind in _devices(name):
-            if not (reason := _refusal(name, kind)):
+        if name in names() and device.partition(":")[0] in _devices(name):
+            if not (reason := _refusal(name, device)):
                 return Choice(asked, name, "; ".join([f"the fastest installed kernel for {device}", *passed]))
             passed.append(f"not {name}: {reason}")
     raise UserError(f"backend=auto: no backend runs on {device}; backend=reference runs everywhere")
@@ -86,7 +86,10 @@ def _devices(name: str) -> tuple[str, ...]:
     return getattr(import_module(f"{__name__}.{name}"), "DEVICES", ("cpu", "cuda"))
 
 
-def _refusal(name: str, kind: str) -> str:
+def _refusal(name: str, device: str) -> str:
+    backend, kind = import_module(f"{__name__}.{name}"), device.partition(":")[0]
     if kind not in _devices(name):
         return f"it runs on {' and '.join(_devices(name))}, not on {kind}"
-    return import_module(f"{__name__}.{name}").missing()
+    if reason := backend.missing():
+        return reason
+    return import_module(f"{__name__}.proving").prove(name, device) if getattr(backend, "PROVE", False) else ""

@@ -61,13 +61,14 @@ def help_text(conf: Path, command: str) -> str:
 def _group(conf: Path, name: str, default: str, said: str) -> str:
     options = sorted((conf / name).glob("*.yaml"), key=lambda path: by_size(path.stem))
     head = f"{name}={default}" if default != "null" else f"{name}="
-    return _block(f"  {head:<22}{said}", [(path.stem, _described(path)) for path in options], indent=4)
+    return _block(f"  {head:<22}{said}", [(path.stem, _described(path)) for path in options], indent=4, widest=20)
 
 
-def _block(title: str, rows, indent: int = 2) -> str:
+def _block(title: str, rows, indent: int = 2, widest: int = 60) -> str:
+    """Two columns; what is longer than `widest` stands out of the first."""
     rows = list(rows)
-    width = max(max(len(left) for left, _ in rows) + 2, 22 - indent + 2)
-    return "\n".join([title, *(f"{' ' * indent}{left:<{width}}{right}" for left, right in rows)])
+    width = max([22 - indent, *(len(left) for left, _ in rows if len(left) <= widest)])
+    return "\n".join([title, *(f"{' ' * indent}{left:<{width}}  {right}" for left, right in rows)])
 
 
 def _groups(config: Path) -> list[tuple[str, str, str]]:

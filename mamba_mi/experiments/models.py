@@ -1,7 +1,7 @@
 """Every variant there is: its checkpoints, format and sites, what runs on it, and how exact it is.
 
-Measured on the variant's embedded model: how far its float32 logits are from the float64 reference. How far both are
-from an independent implementation is in models/numerics.json, which the tests measure again.
+Measured on the variant's embedded model, or an untrained one where none ships: how far its float32 logits are from the
+float64 reference. How far both are from an independent implementation is in models/numerics.json, which the tests measure again.
 """
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from mamba_mi import backends, experiments, models
-from mamba_mi.config import UserError
+from mamba_mi.config import UserError, stream
 from mamba_mi.data import Batch, facts
 from mamba_mi.experiments import UNTESTED, Experiment, Setting, at_least
 from mamba_mi.measure.effects import effects
-from mamba_mi.models import variants
+from mamba_mi.models import checkpoints, variants
 from mamba_mi.report import models_words as words
 from mamba_mi.runs.precision import off_float64
 
@@ -51,11 +51,16 @@ class Models(Experiment):
 
     @cached_property
     def models(self) -> dict:
-        """A variant's embedded model, by variant."""
-        found = {}
+        """By variant its embedded model, or an untrained one of its SMALL sizes where none ships."""
+        found, where = {}, {"backend": self.lm.choice.asked, "device": str(self.lm.device)}
         for name in models.EMBEDDED:
-            lm = models.load(name, backend=self.lm.choice.asked, device=str(self.lm.device), cached=False)
+            lm = models.load(name, cached=False, **where)
             found.setdefault(lm.config.variant, lm)
+        for variant, module in variants.modules().items():
+            if variant not in found:
+                lm = models.fresh(checkpoints.published_config(module.SMALL), generator=stream(self.setting.seed, "initialise"),
+                                  tokenizer=self.lm.tokenizer, name=f"small {variant}", **where)
+                found[variant] = lm.eval().requires_grad_(False)
         return found
 
     @cached_property
@@ -116,15 +121,20 @@ def _relative(lm, tokens_BL) -> np.ndarray:
 
 def _facts(variant: str, lm, setting: Setting) -> dict:
     """What the table says of a variant; its sites are those of its embedded model."""
-    module, info = variants.modules()[variant], lm.source and Path(lm.source) / "training_info.json"
-    recall = json.loads(info.read_text(encoding="utf-8"))["trained"]["recall_heldout"]
+    module = variants.modules()[variant]
     return {"variant": variant, **module.CARD._asdict(), "about": variants.about(lm.config),
             "checkpoints": {name: each._asdict() for name, each in module.PUBLISHED.items()},
             "embedded": {"name": lm.name, "parameters": sum(x.numel() for x in lm.parameters()),
-                         "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}},
+                         "recall": _recall(lm) if lm.source else None},
             "options": {name: list(values) for name, values in variants.options(module).items()},
             "sites": list(lm.sites.names), "backends": list(backends.available()), "experiments": _that_run(lm, setting),
             "numerics": variants.numerics()[variant], "real_weights": "never tried"}
+
+
+def _recall(lm) -> dict:
+    """Of the facts it was trained on, in words it was not."""
+    recall = json.loads((Path(lm.source) / "training_info.json").read_text(encoding="utf-8"))["trained"]["recall_heldout"]
+    return {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}
 
 
 def _that_run(lm, setting: Setting) -> list[str]:

@@ -71,9 +71,10 @@ def _read(folder, weights, backend, device, dtype, tokenizer, name, options, mea
 
 
 def with_site(name: str) -> list[str]:
-    """The variants that have a site of this name, as their embedded models show."""
-    found = map(checkpoints.read_config, EMBEDDED.values())
-    return [config.variant for module, config, _ in found if name in _empty(module, config, "reference", "cpu", "", None).sites]
+    """The variants that have a site of this name, as their embedded models show, or their SMALL sizes."""
+    found = [checkpoints.read_config(folder)[:2] for folder in EMBEDDED.values()]
+    found += [(module, module.SMALL) for module in variants.modules().values() if hasattr(module, "SMALL")]
+    return [config.variant for module, config in found if name in _empty(module, config, "reference", "cpu", "", None).sites]
 
 
 def fresh(config: Mapping, *, generator: torch.Generator, backend: str = "auto", device: str = "auto",

@@ -79,9 +79,9 @@ def _numbers(limit):
 
 
 def unwritable(config) -> str:
-    """Why transformers has no model that is this one; empty where it has."""
+    """Why a model is not written in this layout beside its own; empty where it is."""
     if config.variant not in ("mamba1", "mamba2"):
-        return f"transformers has no {config.variant}"
+        return f"a {config.variant} is kept in its published layout alone"
     # its gated norm is over the whole width, whatever the groups
     return "transformers norms all groups of a Mamba-2 as one" if getattr(config, "ngroups", 1) > 1 else ""
 

@@ -3,6 +3,7 @@
 A variant is a module with `Config`, `Block(config, layer, backend)` (a `mixer.Layer`), and
     PUBLISHED     {name: Published} of its public checkpoints
     CARD          what experiment=models says of it
+    SMALL         the Config of a small model in the embedded vocabulary, of a variant of which no embedded model ships
     FinalNorm     the norm before the head, if it is not RMSNorm
     OPTIONS       {name: values} that a checkpoint does not say and a user may (`model.modulate`), fields of its Config
     ABOUT         what a reader of results must know of what is published under its name

@@ -42,8 +42,8 @@ def sites(facts: Sequence[Mapping]) -> Columns:
 def findings(summary: Sequence[Mapping]) -> list[str]:
     """How exact float32 is over the variants, and where the tables are."""
     least, most = (pick(summary, key=lambda row: row["mean"]) for pick in (min, max))
-    return [f"{len(summary)} variants: the float32 logits of their embedded models are off float64's by {_off(least)} to {_off(most)} "
-            f"of the largest on average (n = {span([row['n'] for row in summary])} prompts).",
+    return [f"{len(summary)} variants: the float32 logits of their embedded models, or of an untrained one where none ships, are off "
+            f"float64's by {_off(least)} to {_off(most)} of the largest on average (n = {span([row['n'] for row in summary])} prompts).",
             "What each variant is, what runs on it and how exact it is are three tables: in report.html, and as Markdown in "
             "artifacts/models.json under \"markdown\"."]
 
@@ -67,8 +67,9 @@ def _checkpoints(each: Mapping) -> str:
 
 def _exactness(each: Mapping) -> list[str]:
     embedded, recall, numerics = each["embedded"], each["embedded"]["recall"], each["numerics"]
-    return [each["variant"], f"{embedded['name']}, {embedded['parameters']:,} parameters",
-            f"{recall['hit']:.3f} [{recall['ci_low']:.3f}, {recall['ci_high']:.3f}], n = {recall['n']}",
+    size = f"{embedded['parameters']:,} parameters"
+    return [each["variant"], f"{embedded['name']}, {size}" if recall else f"none ships; here an untrained one, {size}",
+            f"{recall['hit']:.3f} [{recall['ci_low']:.3f}, {recall['ci_high']:.3f}], n = {recall['n']}" if recall else "none",
             ", ".join(each["experiments"]), each["oracle"], f"{numerics['float32']:.0e}", f"{numerics['float64']:.0e}",
             each["real_weights"]]
 

@@ -3,13 +3,20 @@ import pytest
 import torch
 
 from mamba_mi import Edit, Knockout, Scale, Site, Trace, UserError, evaluate, load, models
+from mamba_mi.config import stream
 from mamba_mi.data import Batch, batches, facts
 from mamba_mi.experiments import Setting, get, knobs_of
 from mamba_mi.experiments._knockouts import policies, windows, with_layers
+from mamba_mi.models import variants
+from mamba_mi.models.checkpoints import published_config
 from mamba_mi.report.words import SITES, layers
 from mamba_mi.trace import NeverReached
 
-ONE = {name: lm for name, lm in ((name, load(name, device="cpu", cached=False)) for name in models.EMBEDDED)}
+ONE = {name: load(name, device="cpu", cached=False) for name in models.EMBEDDED}
+# and of the variants of which none ships, an untrained one
+ONE |= {f"small-{variant}": models.fresh(published_config(module.SMALL), generator=stream(0, variant), device="cpu", name=f"small-{variant}",
+                                         tokenizer=ONE["tiny"].tokenizer).eval().requires_grad_(False)
+        for variant, module in variants.modules().items() if hasattr(module, "SMALL")}
 
 
 def made(name, model, **knobs):
@@ -96,7 +103,7 @@ def test_where_there_are_heads_they_can_be_exchanged_at_what_mixing_gives(model)
 
 def test_a_site_of_another_family_is_named_as_such_and_no_near_miss_is_guessed():
     for model, asked, said in (
-            ("tiny-hyena", "state", "method.sites=state: tiny-hyena is a hyena and has embed, resid,.*; state is a site of .*mamba2"),
+            ("tiny-hyena", "state", "method.sites=state: tiny-hyena is a hyena and has embed, resid,.*; state is a site of .*mamba2, .*falcon_mamba$"),
             ("tiny-hyena", "hook_h", r"method.sites=hook_h \(state\): tiny-hyena .*; state is a site of .*mamba1"),
             ("tiny", "router", "method.sites=router: tiny is a mamba2 .*; router is a site of moe$"),
             ("tiny", "residd", "method.sites=residd: tiny .*; did you mean 'resid'.$")):

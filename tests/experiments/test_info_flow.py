@@ -36,7 +36,7 @@ def loud(variant):
     """In a fresh model a knockout moves little; here dt is large, so that it does."""
     lm = small(variant)
     for layer in lm.layers:
-        (layer.dt_proj.bias if variant == "mamba1" else layer.dt_bias).add_(2)
+        (layer.dt_bias if variant == "mamba2" else layer.dt_proj.bias).add_(2)
         layer.conv1d.weight.mul_(3)
     return lm
 

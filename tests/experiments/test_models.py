@@ -27,6 +27,9 @@ def test_every_variant_is_in_the_table_with_its_own_sites(experiment):
     assert rows["mamba1"]["checkpoints"]["miniplm-mamba-130m"] == {"repo": "MiniLLM/MiniPLM-Mamba-130M", "parameters": 140_458_752}
     shipped = json.loads((EMBEDDED["tiny-densemamba"] / "training_info.json").read_text())
     told, recall = rows["densemamba"]["embedded"], shipped["trained"]["recall_heldout"]
+    assert rows["falcon_mamba"]["embedded"]["recall"] is None  # none ships: an untrained one is looked at
+    assert {lm.config.vocab_size for lm in experiment.models.values()} == {experiment.lm.config.vocab_size}
+    assert rows["falcon_mamba"]["embedded"]["parameters"] == sum(x.numel() for x in experiment.models["falcon_mamba"].parameters())
     assert told == {"name": "tiny-densemamba", "parameters": shipped["parameters"],
                     "recall": {key: recall[key] for key in ("hit", "ci_low", "ci_high", "n")}}
 
@@ -66,7 +69,7 @@ def test_it_measures_the_first_prompts_of_its_seed_whatever_it_is_handed(experim
 
 def test_each_variant_runs_a_prompt_twice_on_the_backend_that_was_asked_for(experiment):
     batch = next(b for b in experiment.batches([]) if len(b) == 2)
-    assert experiment.cost(batch) == (24, 24 * batch.length * 6)  # six variants, in float32 and in float64; tiny has six layers
+    assert experiment.cost(batch) == (28, 28 * batch.length * 6)  # seven variants, in float32 and in float64; tiny has six layers
     asked = models.Models(experiment.knobs, load("tiny", device="cpu", backend="attention"), experiment.setting)
     assert {lm.choice.asked for lm in asked.models.values()} == {"attention"}
 
@@ -108,13 +111,13 @@ def test_the_markdown_has_a_row_a_variant_in_every_table_and_is_the_readmes(expe
 
 def test_the_report_has_the_tables_with_this_runs_numbers_and_the_words_say_where_they_are(experiment):
     summary = [{"conditions": {"variant": variant}, "mean": mean, "ci_low": mean / 2, "ci_high": 2 * mean, "n": 4}
-               for variant, mean in zip(variants.modules(), (2e-7, 4e-7, 1e-7, 3e-7, 2e-7, 2e-7), strict=True)]
+               for variant, mean in zip(variants.modules(), (2e-7, 4e-7, 1e-7, 3e-7, 2e-7, 2e-7, 2e-7), strict=True)]
     _, (_, exact), _ = experiment.listings(SimpleNamespace(summary=summary))
     off = {row[0]: row[-1] for row in exact.rows}
     least, most = list(variants.modules())[2], list(variants.modules())[1]
     assert off[least] == "1.0e−07 [5.0e−08, 2.0e−07]" and experiment.headline(summary) == []
     first, where = experiment.findings(summary)
-    assert first.startswith("6 variants") and f"{off[least]} ({least}) to {off[most]} ({most})" in first and "n = 4" in first
+    assert first.startswith("7 variants") and f"{off[least]} ({least}) to {off[most]} ({most})" in first and "n = 4" in first
     assert "report.html" in where and 'artifacts/models.json under "markdown"' in where
 
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from oracles import deviation, knocked, knocks_of
+from oracles.falcon_mamba import falcon
 
 from mamba_mi import Ablate, Add, Edit, Knockout, Replace, Scale, Site, StateEdit, Trace, UserError, evaluate
 from mamba_mi.config import stream
 from mamba_mi.data import facts
 from mamba_mi.interventions import Ledger
 from mamba_mi.models import load
+from mamba_mi.models.checkpoints import written
 from mamba_mi.models.mixer import Mixer
 from mamba_mi.models.state_spaces import published_config
 from mamba_mi.trace import NeverReached
@@ -26,9 +28,9 @@ def model(variant, backend="chunked"):
     """A small model in which the scan and the conv are loud: in a fresh one a knockout moves the logits by 1e-5."""
     lm = small(variant, backend=backend)
     for layer in lm.layers:
-        (layer.dt_proj.bias if variant == "mamba1" else layer.dt_bias).add_(2)
+        (layer.dt_bias if variant == "mamba2" else layer.dt_proj.bias).add_(2)
         layer.conv1d.weight.mul_(3)
-        if variant == "mamba1":
+        if variant == "mamba1":  # Falcon-Mamba's norms undo it
             layer.x_proj.weight.mul_(3)
         layer.A_log.sub_(1)
     return lm
@@ -48,7 +50,9 @@ def published(lm):
 def truth(lm, tokens_BL, knockouts, scales=None):
     """The oracle's logits, prompt by prompt."""
     rows, length = tokens_BL.shape
-    return np.stack([knocked(*published(lm), tokens_BL[r].tolist(), knocks_of(knockouts, r, length), scales)[:, :V]
+    config, weights = written(lm) if lm.config.variant == "falcon_mamba" else published(lm)
+    of = knocked if "ssm_cfg" in config else lambda *asked: falcon(*asked).logits
+    return np.stack([of(config, weights, tokens_BL[r].tolist(), knocks_of(knockouts, r, length), scales)[:, :V]
                      for r in range(rows)])
 
 
@@ -123,8 +127,9 @@ def test_policies_mix_at_one_query(variant):
 
 @pytest.mark.parametrize("conv", CONVS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_channels_alone(backend, conv):
-    lm, tokens_BL = model("mamba1", backend), tokens(2, L)
+@pytest.mark.parametrize("variant", ["mamba1", "falcon_mamba"])
+def test_channels_alone(variant, backend, conv):
+    lm, tokens_BL = model(variant, backend), tokens(2, L)
     knockouts = [Knockout(1, (6, -1), 5, conv, channels=range(0, 64, 3)), Knockout(1, -1, (2, 5), conv, channels=(1, 3, 4))]
     assert deviation(run(lm, tokens_BL, *knockouts), truth(lm, tokens_BL, knockouts)) <= 1e-12
 
@@ -229,7 +234,7 @@ def test_a_distinct_set_of_sources_costs_one_scan_however_many_queries_and_knock
 def test_gradients_through_a_knockout_are_their_finite_differences(variant, backend, conv):
     lm, tokens_BL = model(variant, backend=backend), tokens(2, L)
     twice = {"write", "state"} | {"scan": set(), "conv": {"conv", "B"}, "both": {"conv", "B", "C"}}[conv]
-    twice |= {"dt"} if variant == "mamba1" and conv != "scan" else set()
+    twice |= {"dt"} if variant != "mamba2" and conv != "scan" else set()
     sites = [Site(-1, "embed"), Site(0, "state"), *(Site(1, n) for n in Mixer.SITES if n not in twice), Site(2, "dt")]
     mix = torch.randn(2, 2, V, generator=stream(0, "mix"), dtype=torch.float64)
     knockout = Knockout(1, (6, -1), (3, 5, 8), conv, query_conv=conv == "both")

@@ -25,8 +25,8 @@ def drawn(variant: str, rows: int, seed: int) -> tuple:
         sources = [below(L), (0, 1), torch.rand(rows, L, generator=generator) < 0.4, "all"][below(4)]
         how = {"conv": CONVS[below(3)], "span": ("token", "token+conv")[below(2)]}
         how |= {"query_conv": query_conv} if how["conv"] != "scan" else {}
-        some = torch.randperm(64 if variant == "mamba1" else 4, generator=generator)[:2].tolist()
-        how |= {"channels" if variant == "mamba1" else "heads": tuple(some)} if below(3) == 0 else {}
+        some = torch.randperm(64 if variant != "mamba2" else 4, generator=generator)[:2].tolist()
+        how |= {"channels" if variant != "mamba2" else "heads": tuple(some)} if below(3) == 0 else {}
         return Knockout(((0,), (1, 2), (0, 1, 2))[below(3)], queries, sources, **how)
 
     query_conv = bool(below(2))

@@ -19,7 +19,7 @@ FOLDERS = models.EMBEDDED
     (["experiment=train", f"model.path={FOLDERS['tiny-hyena']}"],
      f"model.path={FOLDERS['tiny-hyena']} holds a hyena, but model=tiny is a mamba2: give a model= of that family "
      "(tiny-hyena, hyena-small-150b)"),
-    (["model.variant=foo"], "model.variant=foo: there are densemamba, hyena, mamba1, mamba2, moe, retnet"),
+    (["model.variant=foo"], "model.variant=foo: there are densemamba, falcon_mamba, hyena, mamba1, mamba2, moe, retnet"),
     (["model=tiny-hyena", "model.variant=moe"], "model=tiny-hyena is a hyena, not model.variant=moe: leave model.variant out"),
     (["model=blackmamba-1.5b", "model.expert_activation=foo"], "model.expert_activation=foo: there are gelu, silu"),
     (["model=tiny-hyena", "model.modulate=1"], "model.modulate=1: there are true, false"),

@@ -178,7 +178,7 @@ def test_a_shard_that_is_not_there_or_holds_anothers_tensor_is_named(folder):
     {"quantization_config": {"bits": 4}}, {"num_heads": 3}, {"head_dim": 64}, {"n_groups": 3}, {"expand": 1.5},
     {"state_size": 0}, {"hidden_size": "32"}, {"time_step_limit": 3}, {"time_step_limit": [1, 0]},
     {"time_step_limit": None}, {"layer_norm_epsilon": 0}, {"layer_norm_epsilon": "small"}, {"residual_in_fp32": "no"},
-    {"tie_word_embeddings": None}, {"model_type": "falcon_mamba"}, {"intermediate_size": 65}], ids=str)
+    {"tie_word_embeddings": None}, {"model_type": "zamba2"}, {"intermediate_size": 65}], ids=str)
 def test_a_config_that_is_not_built_or_none_is_refused_by_key_and_value(folder, change):
     (key, value), = change.items()
     reconfigure(folder, **change)

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import densemamba, retnet
 from .checkpoints import MAMBA1, MAMBA2, random_checkpoint
+from .falcon_mamba import FALCON, falcon, falcon_checkpoint
 from .hyena import SIZES, hyena, hyena_checkpoint
 from .moe import PUBLISHED, moe, moe_checkpoint
 from .recurrence import inner
@@ -31,6 +32,8 @@ WIDE = {**retnet.RETNET, "hidden_size": 96, "query_key_dim": 128}
 ORACLES = {
     "densemamba": Oracle(lambda folder, seed: densemamba.random_checkpoint(folder, densemamba.DENSE, seed),
                          lambda weights, tokens: densemamba.run(densemamba.DENSE, weights, tokens).logits),
+    "falcon_mamba": Oracle(lambda folder, seed: falcon_checkpoint(folder, FALCON, seed),
+                           lambda weights, tokens: falcon(FALCON, weights, tokens).logits),
     "hyena": Oracle(lambda folder, seed: hyena_checkpoint(folder, SIZES["hyena"], seed),
                     lambda weights, tokens: hyena(weights, tokens).logits),
     "mamba1": _mamba({**MAMBA1, "n_layer": 3}),

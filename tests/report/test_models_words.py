@@ -10,6 +10,7 @@ FACTS = {"variant": "x", "what": "layers that mix", "licence": "MIT", "format": 
          "sites": ["resid", "out"], "backends": ["chunked", "reference"], "experiments": ["patching", "train"],
          "numerics": {"float32": 5e-7, "float64": 1e-15}, "real_weights": "never tried"}
 BARE = {**FACTS, "variant": "y", "about": "It is another model.", "checkpoints": {}, "options": {}}
+UNSHIPPED = {**FACTS, "variant": "z", "embedded": {"name": "small z", "parameters": 999, "recall": None}}
 CELLS = {"variant": "x", "what it is": "layers that mix", "published as": "x-1b (org/X-1B, 1.37B), x-2b (org/X-2B, 129M)",
          "licence": "MIT", "format": "one file"}
 EXACT = {"variant": "x", "embedded model": "tiny-x, 12,345 parameters", "recall": "0.900 [0.850, 0.950], n = 64",
@@ -36,6 +37,8 @@ def test_a_runs_own_deviation_stands_in_its_variants_row():
 
 
 def test_what_is_not_there_is_said():
+    assert cells(words.exact([FACTS, UNSHIPPED]), 1) == EXACT | {
+        "variant": "z", "embedded model": "none ships; here an untrained one, 999 parameters", "recall": "none"}
     found, sites = cells(words.table([FACTS, BARE]), 1), cells(words.sites([FACTS, BARE]), 1)
     assert found["what it is"] == "layers that mix. It is another model."
     assert found["published as"] == "nothing: no public checkpoint" and sites["options"] == "none"
@@ -51,7 +54,8 @@ def test_the_markdown_is_both_tables_with_their_rules():
 def test_a_finding_names_the_least_and_the_most_exact_with_intervals_and_n():
     other = {**ROW, "conditions": {"variant": "y"}, "mean": 1e-6, "ci_low": 9e-7, "ci_high": 2e-6}
     first, where = words.findings([other, ROW])
-    assert first == ("2 variants: the float32 logits of their embedded models are off float64's by 3.2e−07 [2.1e−07, 4.4e−07] (x) to "
+    assert first == ("2 variants: the float32 logits of their embedded models, or of an untrained one where none ships, are off "
+                     "float64's by 3.2e−07 [2.1e−07, 4.4e−07] (x) to "
                      "1.0e−06 [9.0e−07, 2.0e−06] (y) of the largest on average (n = 64 prompts).")
     assert "report.html" in where and "artifacts/models.json" in where
 

@@ -1,0 +1,69 @@
+"""A backend held against the recurrence before it is used: a broken build of a kernel imports, and computes something else.
+
+Shape legend: B batch, L length, H heads, P head width, N state, G groups, C channels, K conv width.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_mi.backends import reference
+from mamba_mi.config import stream
+
+BOUND = 2e-3  # of the largest number: what products in TF32 come to, far below what a wrong kernel gives
+LENGTH = 70  # more than a chunk, and no multiple of anything
+# rows, heads, head width, state, groups, decays a head
+SCANS = {"the scan of one decay a head": (2, 4, 16, 16, 2, 1), "the scan of many decays a head": (2, 32, 1, 16, 1, 16)}
+
+
+@cache
+def prove(name: str, device: str) -> str:
+    """What backend `name` gets wrong on this device, in a line; empty when it is right. Tried once a process, in float32,
+    against the reference on the CPU in float64."""
+    backend = import_module(f"mamba_mi.backends.{name}")
+    try:
+        for what, got, want in _tried(backend, torch.device(device)):
+            off = float((got.double().cpu() - want).abs().max() / want.abs().max())
+            if not off <= BOUND:  # nan too
+                return f"{what} is off by {off:.0e} from the recurrence, as a fraction of the largest number"
+    except Exception as error:  # whatever a kernel raises, the backend cannot be used
+        return f"it was tried and raised {type(error).__name__}: {error}".partition("\n")[0]
+    return ""
+
+
+@torch.no_grad()
+def _tried(backend: ModuleType, device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What is computed, by the backend and by the reference."""
+    for what, sizes in SCANS.items():
+        given = _scan_arguments(what, *sizes)
+        there = [x.float().to(device) for x in given]
+        # what the backend starts from, both rows share
+        got = backend.scan(*there[:5], h0=there[5])
+        want = reference.scan(*(x.float().double() for x in given[:5]), h0=given[5].float().double())
+        yield from zip((what, f"the last state of {what}"), got, want)
+    u_BLC, weight_CK, bias_C, tail_BKC = given = [x.float() for x in _conv_arguments()]
+    there = [x.to(device) for x in given]
+    want = reference.conv(u_BLC.double(), weight_CK.double(), bias_C.double(), tail=tail_BKC.double())
+    yield from zip(("the conv", "the conv's tail"), backend.conv(*there[:3], tail=there[3]), want)
+
+
+def _scan_arguments(what, B, H, P, N, G, decays) -> list[Tensor]:
+    normal = _normal(what)
+    return [normal(B, LENGTH, H, P), F.softplus(normal(B, LENGTH, H) - 1), -normal(H, decays).exp(), normal(B, LENGTH, G, N),
+            normal(B, LENGTH, G, N), normal(1, H, P, N)]
+
+
+def _conv_arguments(B=2, C=32, K=4) -> list[Tensor]:
+    normal = _normal("conv")
+    return [normal(B, LENGTH, C), normal(C, K), normal(C), normal(1, K - 1, C)]
+
+
+def _normal(what: str):
+    generator = stream(0, "proving", what)
+    return lambda *size: torch.randn(*size, dtype=torch.float64, generator=generator)
