@@ -15,6 +15,7 @@ from torch import Tensor
 from mamba_mi.backends.chunked import conv
 from mamba_mi.backends.kernels import INTERPRETED
 from mamba_mi.backends.long_conv import long_conv
+from mamba_mi.backends.reference import own_types, widened
 from mamba_mi.backends.retention import retain
 
 __all__ = ["DEVICES", "conv", "long_conv", "missing", "retain", "scan"]
@@ -38,9 +39,15 @@ def missing() -> str:
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
          dt_write=None) -> tuple[Tensor, Tensor | None]:
     """The contract of `mamba_mi.backends`: one decay a head in chunks, many decays token by token."""
-    from mamba_mi.backends.kernels import many_decays, one_decay
+    from mamba_mi.backends.kernels import many_decays, many_decays_back, one_decay, one_decay_back
     w = dt_BLH if dt_write is None else dt_write
     in_chunks = A_HN.shape[1] == 1 and v_BLHP.shape[1] >= FEW and v_BLHP.dtype != torch.float64
     A_HN = A_HN if in_chunks else A_HN.expand(-1, B_BLGN.shape[3])
-    y, h, _ = (one_decay if in_chunks else many_decays).mix(v_BLHP, dt_BLH, w, A_HN, B_BLGN, C_BLGN, h0, keep_h)
+    given = v_BLHP, dt_BLH, w, A_HN, B_BLGN, C_BLGN, h0
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
+        v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, w)
+        with own_types(v):
+            y, h = (one_decay_back if in_chunks else many_decays_back).mix(v, dt, w, A, B_, C_, h0, keep_h)
+        return y.to(v_BLHP.dtype), h
+    y, h, _ = (one_decay if in_chunks else many_decays).mix(*given, keep_h)
     return y, h

@@ -4,7 +4,7 @@ import torch
 from oracles import deviation
 
 from mamba_mi import backends
-from mamba_mi.backends import reference, triton
+from mamba_mi.backends import triton
 from tests.backends.test_scan import SHAPES, Args, by_hand, drawn
 
 DEVICE = "cpu" if triton.INTERPRETED else "cuda"
