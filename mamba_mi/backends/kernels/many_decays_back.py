@@ -17,7 +17,6 @@ from torch.autograd import Function
 from mamba_mi.backends import reference
 from mamba_mi.backends.kernels import many_decays
 from mamba_mi.backends.kernels.launch import LOG2E, inner, on, padded, strides, sums_in
-from mamba_mi.backends.kernels.many_decays import CHUNK
 from mamba_mi.backends.reference import again, own_types
 
 
@@ -114,12 +113,12 @@ def _back(dy, dlast, v, dt, w, A_HN, B_BLGN, C_BLGN, h0, borders):
     dx, ddt = v.new_empty(v.shape), v.new_empty(v.shape)
     dA, dh0 = v.new_empty(rows, heads, width, state), v.new_empty(rows, heads, width, state)
     dB, dC = v.new_empty(parts, *B_BLGN.shape), v.new_empty(parts, *C_BLGN.shape)
-    room = v.new_empty(rows * groups * parts * CHUNK * channels * held)
+    room = v.new_empty(rows * groups * parts * many_decays.CHUNK * channels * held)
     with on(v):
         many_decays_back[(rows, groups, parts)](
             v, dt, w, A_HN, B_BLGN, C_BLGN, borders, dy, v if dlast is None else dlast.contiguous(), dx, ddt, dA, dB, dC, dh0, room,
             length, len(borders), *strides(v, dt, w), *A_HN.stride(), *strides(B_BLGN, C_BLGN, dy), WIDTH=width, STATE=state,
-            WIDE=wide, GROUPS=groups, CHUNK=CHUNK, HAS_LAST=dlast is not None, LOG2E=LOG2E,
+            WIDE=wide, GROUPS=groups, CHUNK=many_decays.CHUNK, HAS_LAST=dlast is not None, LOG2E=LOG2E,
             KIND=tl.float64 if sums_in(v) == torch.float64 else tl.float32, BE=channels, BN=held, num_warps=warps)
     return (dx * w[..., None], ddt.sum(-1), (dx * v).sum(-1), dA.sum((0, 2)), dB.sum(0), dC.sum(0),
             None if h0 is None else dh0.unflatten(0, (-1, len(h0))).sum(0))

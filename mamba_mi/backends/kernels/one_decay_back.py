@@ -18,7 +18,7 @@ from torch.autograd import Function
 from mamba_mi.backends import reference
 from mamba_mi.backends.kernels import one_decay
 from mamba_mi.backends.kernels.launch import inner, on, strides
-from mamba_mi.backends.kernels.one_decay import CHUNK, PRECISION, SLICE, Launch, decays, filled
+from mamba_mi.backends.kernels.one_decay import Launch, decays, filled
 from mamba_mi.backends.reference import again, own_types
 
 TOGETHER = 8  # heads a program sums over, at most: more are fewer programs, fewer are more partial sums
@@ -97,7 +97,7 @@ def _back(dy, dlast, v, dt, w, A_H1, B_BLGN, C_BLGN, h0, h_KBHPN):
     earlier = run.read(C_BLGN, h_KBHPN, left.since_BMH, other=dy)
     dCB, spans_BMH = _across(run, dy, v, w, CB, left.c_BMH)
     ddtA = spans_BMH + _spanned(earlier.sum(0), later.sum(0))
-    ddtA += (left.whole_BKH * torch.einsum("kbhpn,kbhpn->bkh", h_KBHPN, dh_KBHPN)).repeat_interleave(CHUNK, dim=1)
+    ddtA += (left.whole_BKH * torch.einsum("kbhpn,kbhpn->bkh", h_KBHPN, dh_KBHPN)).repeat_interleave(one_decay.CHUNK, dim=1)
     ddtA = ddtA[:, :length]
     dC = _of_chunks(dCB, B_BLGN) + _of_states(run, dy, left.since_BMH, h_KBHPN)
     dB = _of_chunks(dCB.transpose(3, 4), C_BLGN) + _of_states(run, v, filled(w) * left.until_BMH, dh_KBHPN)
@@ -117,22 +117,22 @@ def _across(run, dy, v, w, CB, c_BMH):
 
 def _spanned(earlier_BMH, later_BMH):
     """Of a decay, what reads the state before the chunk from its token on, and what was written before it for the one after."""
-    earlier, later = (x.unflatten(1, (-1, CHUNK)) for x in (earlier_BMH, later_BMH))
+    earlier, later = (x.unflatten(1, (-1, one_decay.CHUNK)) for x in (earlier_BMH, later_BMH))
     before = torch.nn.functional.pad(later.cumsum(2)[:, :, :-1], (0, 0, 1, 0))
     return (earlier.flip(2).cumsum(2).flip(2) + before).flatten(1, 2)
 
 
 def _of_chunks(M_BKGTT, x_BLGN):
     """M x, chunk by chunk: B M G N."""
-    x_BMGN = torch.nn.functional.pad(x_BLGN, (0, 0, 0, 0, 0, -x_BLGN.shape[1] % CHUNK))
-    x_BKGTN = x_BMGN.unflatten(1, (-1, CHUNK)).transpose(2, 3)
+    x_BMGN = torch.nn.functional.pad(x_BLGN, (0, 0, 0, 0, 0, -x_BLGN.shape[1] % one_decay.CHUNK))
+    x_BKGTN = x_BMGN.unflatten(1, (-1, one_decay.CHUNK)).transpose(2, 3)
     return (M_BKGTT @ x_BKGTN).transpose(2, 3).flatten(1, 2)
 
 
 def _of_states(run, x_BLHP, scale_BMH, h_KBHPN):
     """Σ_heads scale_t hᵀ x_t of the heads that share B and C: B M G N."""
-    x = torch.nn.functional.pad(x_BLHP, (0, 0, 0, 0, 0, -run.length % CHUNK)) * scale_BMH[..., None]
-    x_BKGTE = x.unflatten(1, (-1, CHUNK)).unflatten(3, (run.groups, -1)).flatten(4).transpose(2, 3)
+    x = torch.nn.functional.pad(x_BLHP, (0, 0, 0, 0, 0, -run.length % one_decay.CHUNK)) * scale_BMH[..., None]
+    x_BKGTE = x.unflatten(1, (-1, one_decay.CHUNK)).unflatten(3, (run.groups, -1)).flatten(4).transpose(2, 3)
     h_BKGEN = h_KBHPN.transpose(0, 1).unflatten(2, (run.groups, -1)).flatten(3, 4)
     return (x_BKGTE @ h_BKGEN).transpose(2, 3).flatten(1, 2)
 
