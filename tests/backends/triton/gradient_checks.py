@@ -10,7 +10,7 @@ from tests.backends.test_scan import SHAPES, drawn, fierce
 
 DEVICE = "cpu" if triton.INTERPRETED else "cuda"
 EXACT, FLOAT32 = 1e-12, 1e-5
-IN_CHUNKS = [name for name, sizes in SHAPES.items() if sizes[-1] == 1]
+FIRST = ("many-decays-in-groups", "mamba2-groups")  # the others are slow
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +19,13 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(one_decay, "CHUNK", 16)
 
 
-@pytest.fixture(params=IN_CHUNKS)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name, sizes in SHAPES.items()
+                        if sizes[-1] == 1])
 def in_chunks(request):
     return request.param
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name in SHAPES])
 def shape(request):
     return request.param
 
@@ -40,21 +41,20 @@ def assert_as_the_reference(given, dtype, bound):
 
 
 @pytest.mark.parametrize("negative", [False, True], ids=["fading", "growing"])
-@pytest.mark.parametrize("starts", [0, 1, 2])
-@pytest.mark.parametrize("length", [1, 4, 9])
+@pytest.mark.parametrize(("length", "starts"), [(1, 0), (1, 2), (4, 1), (9, 0), (9, 2)])
 def test_the_token_loops_gradients_are_the_references(shape, length, starts, negative):
     given = case(shape, length, starts=starts, negative=negative, apart=length % 2 == 0)
     assert_as_the_reference(given, torch.float64, EXACT)
 
 
-@pytest.mark.parametrize("negative", [False, True], ids=["fading", "growing"])
-@pytest.mark.parametrize("length", [16, 33])
+@pytest.mark.parametrize(("length", "negative"), [(16, False), pytest.param(33, False, marks=pytest.mark.slow), (33, True)])
 def test_the_chunks_gradients_are_the_references(in_chunks, length, negative):
     given = case(in_chunks, length, rows=4, starts=2 * (length > 16), negative=negative, apart=negative)
     assert_as_the_reference(given, torch.float32, FLOAT32)
 
 
 @pytest.mark.parametrize("sizes", [(3, 70, 20, 1, 1), (2, 17, 70, 1, 1), (40, 1, 3, 2, 3), (11, 2, 3, 1, 1)], ids=str)
+@pytest.mark.slow
 def test_more_than_a_tile_holds(sizes, monkeypatch):
     """A head wider, a state larger, more channels than one program takes; heads in parts of more than one."""
     monkeypatch.setitem(SHAPES, "large", sizes)
@@ -63,7 +63,7 @@ def test_more_than_a_tile_holds(sizes, monkeypatch):
 
 
 @pytest.mark.parametrize("silent", ["y", "state"])
-@pytest.mark.parametrize(("shape", "length"), [("mamba1", 6), ("mamba2", 20)])
+@pytest.mark.parametrize(("shape", "length"), [("mamba1", 6), pytest.param("mamba2", 20, marks=pytest.mark.slow)])
 def test_y_and_the_last_state_have_gradients_alone(shape, length, silent):
     args, h0, dt_write, dy, dh = case(shape, length, starts=2)
     given = args, h0, dt_write, None if silent == "y" else dy, None if silent == "state" else dh
@@ -99,7 +99,7 @@ def test_a_second_gradient_is_the_references(shape, dtype, bound):
         assert deviation(got.cpu(), want) <= bound
 
 
-@pytest.mark.parametrize(("shape", "length"), [("mamba1", 5), ("mamba2", 20)])
+@pytest.mark.parametrize(("shape", "length"), [("mamba1", 5), pytest.param("mamba2", 17, marks=pytest.mark.slow)])
 def test_an_argument_without_gradients_gets_none_and_they_do_not_depend_on_the_state_being_kept(shape, length):
     args, h0 = drawn(shape, length)
     for asked in range(6):

@@ -10,15 +10,16 @@ from tests.backends.test_scan import SHAPES, Args, by_hand, drawn, fierce
 
 DEVICE = "cpu" if triton.INTERPRETED else "cuda"
 EXACT, FLOAT32 = 1e-12, 1e-6
-IN_CHUNKS = [name for name, sizes in SHAPES.items() if sizes[-1] == 1]
+FIRST = ("mamba1", "mamba2-groups")  # the others are slow
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name in SHAPES])
 def shape(request):
     return request.param
 
 
-@pytest.fixture(params=IN_CHUNKS)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name, sizes in SHAPES.items()
+                        if sizes[-1] == 1])
 def in_chunks(request):
     return request.param
 
@@ -43,7 +44,7 @@ def test_it_is_a_backend_of_this_device():
     assert "triton" in backends.available(DEVICE)
 
 
-@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 5])
 def test_the_token_loop_in_both_types_from_any_start(shape, length):
     args, h0 = drawn(shape, length)
     for start in (None, h0[:1], h0):
@@ -59,7 +60,8 @@ def test_chunks_from_any_start(in_chunks, length, monkeypatch):
         assert_right(args, start, FLOAT32)
 
 
-@pytest.mark.parametrize("length", [63, 64, 65])
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [63, 64, 65, 130])
 def test_chunks_as_long_as_they_are(length):
     args, h0 = drawn("mamba2", length)
     assert_right(args, h0, FLOAT32)
