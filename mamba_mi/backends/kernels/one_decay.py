@@ -211,3 +211,16 @@ def mix(v, dt, w, A_H1, B_BLGN, C_BLGN, h0, keep_h) -> tuple[Tensor, Tensor | No
         kept, last = run.states(v, filled(w) * left.until_BMH, B_BLGN, left.whole_BKH, h0, last=keep_h, back=False)
         run.read(C_BLGN, kept, left.since_BMH, CB=run.products(C_BLGN, B_BLGN), c_BMH=left.c_BMH, x=v, w=w, y=y)
     return y.to(v.dtype), last, kept
+
+
+def states(v, dt, w, A_H1, B_BLGN, h0, positions: Tensor) -> Tensor:
+    """The states h_BSHPN after the tokens at `positions`, each from the state before its chunk and the chunk's tokens up to it."""
+    _, _, kept = mix(v, dt, w, A_H1, B_BLGN, B_BLGN, h0, False)
+    c_BMH, found = decays(dt, A_H1).c_BMH, []
+    for t in positions.tolist():
+        part, k = slice(t // CHUNK * CHUNK, t + 1), t // CHUNK
+        left_BTH = (c_BMH[:, t:t + 1] - c_BMH[:, part]).exp2().float() * w[:, part]
+        x_BTGRP = (v[:, part] * left_BTH[..., None]).unflatten(2, (B_BLGN.shape[2], -1))
+        own = torch.einsum("btgrp,btgn->bgrpn", x_BTGRP, B_BLGN[:, part].float()).flatten(1, 2)
+        found.append(c_BMH[:, t].exp2().float()[..., None, None] * kept[k] + own)
+    return torch.stack(found, dim=1)

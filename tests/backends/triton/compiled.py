@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 from mamba_mi.backends import triton as backend
 
 CAPABILITIES = (80, 90)
-TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
+TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}
 MODELS = {  # heads, head width, state, groups, decays a head
     "mamba-130m": (1536, 1, 16, 1, 16), "mamba2-130m": (24, 64, 128, 1, 1), "mamba2-8-groups": (16, 64, 128, 8, 1)}
 seen = set()
@@ -62,15 +62,30 @@ def resources(cubin):
     return {name: int(re.search(f"{given}:([0-9]+)", said)[1]) for name, given in (("registers", "REG"), ("stack", "STACK"))}
 
 
-def launch(sizes, dtype, length):
-    """All kernels of a scan of this type, and those of its gradient."""
+def given(sizes, dtype, length):
+    """v, dt, A, B, C and a state to start from."""
     H, P, N, G, decays = sizes
     v, dt, A = torch.zeros(2, length, H, P, dtype=dtype), torch.zeros(2, length, H), torch.zeros(H, decays)
     B, C, h0 = torch.zeros(2, length, G, N, dtype=dtype), torch.zeros(2, length, G, N, dtype=dtype), torch.zeros(2, H, P, N)
-    given = [x.double() for x in (v, dt, A, B, C, h0)] if dtype == torch.float64 else [v, dt, A, B, C, h0]
-    backend.scan(*given[:5], h0=given[5])
-    y, h = backend.scan(*(x.requires_grad_() for x in given[:5]), h0=given[5].requires_grad_())
+    return [x.double() for x in (v, dt, A, B, C, h0)] if dtype == torch.float64 else [v, dt, A, B, C, h0]
+
+
+def launch(sizes, dtype, length):
+    """All kernels of a scan of this type, and those of its gradient."""
+    args = given(sizes, dtype, length)
+    backend.scan(*args[:5], h0=args[5])
+    y, h = backend.scan(*(x.requires_grad_() for x in args[:5]), h0=args[5].requires_grad_())
     (y.sum() + h.sum()).backward()
+
+
+def launch_rows(sizes, dtype):
+    """All kernels of knockouts, of rows of M and of states at positions."""
+    v, dt, A, B, C, h0 = given(sizes, dtype, 96)
+    gone_BJL = torch.zeros(2, 40, 96, dtype=torch.bool)
+    backend.knockout_rows(v, dt, A, B, C, gone_BJL, [50, -1], h0=h0)
+    for mean in (False, True):
+        backend.mixing_rows(dt, A, B, C, [50, -1], mean=mean)
+    backend.states_at(v, dt, A, B, [50, -1], h0=h0)
 
 
 if __name__ == "__main__":
@@ -78,4 +93,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or MODELS:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             launch(MODELS[name], dtype, 96)
+            launch_rows(MODELS[name], dtype)
         launch(MODELS[name], torch.float32, 1)
