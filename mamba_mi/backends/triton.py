@@ -8,8 +8,10 @@ With TRITON_INTERPRET=1 in the environment when it starts, the kernels are inter
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ def missing() -> str:
         return ""
     if not torch.cuda.is_available():
         return "there is no CUDA device"
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "there is no C compiler, which triton needs to launch a kernel (install gcc, or set CC)"
     if (found := torch.cuda.get_device_capability()) < (8, 0):
         return f"the CUDA device is sm_{found[0]}{found[1]}, and the kernels need sm_80 or later"
     return ""
@@ -69,7 +73,8 @@ def knockout_rows(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, gone_BJL: Tensor, querie
     args = v_BLHP, dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, h0, kept_BLJ, at_Q
     if A_HN.shape[1] > 1 or v_BLHP.dtype == torch.float64:
         return rows.knocked(*args).to(v_BLHP.dtype)
-    return rows.knocked_one_decay(*args[:3], A_HN, *args[4:]).to(v_BLHP.dtype)
+    with own_types(v_BLHP):
+        return rows.knocked_one_decay(*args[:3], A_HN, *args[4:]).to(v_BLHP.dtype)
 
 
 def mixing_rows(dt_BLH, A_HN, B_BLGN, C_BLGN, queries: Sequence[int], *, dt_write=None, mean: bool = False) -> Tensor:
@@ -89,7 +94,8 @@ def states_at(v_BLHP, dt_BLH, A_HN, B_BLGN, positions: Sequence[int], *, h0=None
     w = dt_BLH if dt_write is None else dt_write
     each, back = picked(positions, dt_BLH.shape[1], "positions").to(v_BLHP.device).unique(return_inverse=True)
     if _in_chunks(v_BLHP, A_HN):
-        return one_decay.states(v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0, each)[:, back]
+        with own_types(v_BLHP):
+            return one_decay.states(v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0, each)[:, back]
     return many_decays.states(v_BLHP, dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, h0, each)[:, back]
 
 

@@ -99,3 +99,16 @@ def test_a_position_that_is_not_there_is_named():
     args, _ = drawn("mamba1", 4)
     with pytest.raises(UserError, match=r"^positions=\[4\]: there are 0-3"):
         triton.states_at(*(moved(x, torch.float32) for x in args[:4]), [4])
+
+
+def test_autocast_leaves_the_sums_their_own():
+    args, h0 = drawn("mamba2", 20)
+    given, h0 = [moved(x, torch.float32) for x in args], moved(h0, torch.float32)
+    gone_1JL = torch.rand(1, 3, 20, generator=stream(0, "gone")).to(DEVICE) < 0.4
+
+    def made():
+        return triton.knockout_rows(*given, gone_1JL, [5, -1], h0=h0), triton.states_at(*given[:4], [5, -1], h0=h0)
+
+    apart = made()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert all(torch.equal(x, y) for x, y in zip(made(), apart, strict=True))
