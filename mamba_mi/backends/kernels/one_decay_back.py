@@ -51,7 +51,7 @@ def across(dy, v, w, CB, c, dCB, spans, length, chunks, yb, yl, vb, vl, wb, wl, 
         dM_TT *= tl.exp2(span_TT.to(tl.float32))
         dCB_TT += dM_TT
         # the sum over s < τ is that over s <= τ - 1: nothing is taken away again
-        upto_TT = tl.cumsum(tl.where(i[:, None] > i[None, :], dM_TT * CB_TT, 0.0), axis=1)
+        upto_TT = tl.cumsum(dM_TT * CB_TT, axis=1)
         over_T = tl.sum(tl.where(i[:, None] > i[None, :], upto_TT, 0.0), axis=0)
         tl.store(spans + at_T + HEADS, over_T, mask=i < CHUNK - 1)
     tl.store(dCB + (tl.program_id(2) * tl.num_programs(0).to(tl.int64) * (HEADS // SHARED) + pair) * CHUNK * CHUNK + square, dCB_TT)

@@ -7,7 +7,7 @@ from mamba_mi import UserError
 from mamba_mi.backends import attention, reference, triton
 from mamba_mi.backends.kernels import many_decays, one_decay
 from mamba_mi.config import stream
-from tests.backends.test_scan import SHAPES, by_hand, drawn
+from tests.backends.test_scan import SHAPES, drawn
 
 DEVICE = "cpu" if triton.INTERPRETED else "cuda"
 TYPES = [(torch.float64, 1e-12), (torch.float32, 1e-6)]
@@ -88,11 +88,14 @@ def test_states_at_positions_are_those_of_the_loop(shape, kind, length, monkeypa
     if length > 4 and (dtype == torch.float64 or SHAPES[shape][-1] > 1):
         length = 9
     args, h0 = drawn(shape, length)
+    dt_write = drawn(shape, length, seed=1)[0].dt_BLH
     positions = [length - 1, 0, 2, length - 2, 2, min(15, length - 1), min(16, length - 1)]
-    for start in (None, h0[:1]):
-        h = triton.states_at(*(moved(x, dtype) for x in args[:4]), positions, h0=moved(start, dtype)).cpu()
+    for start, write in ((None, args.dt_BLH), (h0[:1], dt_write)):
+        h = triton.states_at(*(moved(x, dtype) for x in args[:4]), positions, h0=moved(start, dtype),
+                             dt_write=moved(write, dtype)).cpu()
         for k, t in enumerate(positions):
-            assert deviation(h[:, k], by_hand(args.cut(0, t + 1), start)[1]) <= bound
+            want = reference.scan(*args.cut(0, t + 1), h0=start, dt_write=write[:, :t + 1])[1]
+            assert deviation(h[:, k], want) <= bound
 
 
 def test_a_position_that_is_not_there_is_named():

@@ -101,6 +101,17 @@ def test_fierce_decays_stay_right_head_by_head(length):
                 assert deviation(got[one], want[one]) <= 1e-5
 
 
+def test_an_edited_dt_of_a_million_wipes_the_state_and_leaves_later_decays_exact():
+    """What it adds to a cumulated sum would swallow them, in float64 too."""
+    args, h0 = fierce("mamba2", 20)
+    args.dt_BLH[:, 3] = 1e6
+    y, h = scanned(args, h0)
+    truth_y, truth_h = by_hand(args, h0)
+    for head in range(args.v_BLHP.shape[2]):
+        assert deviation(y[:, 4:, head], truth_y[:, 4:, head]) <= 1e-5
+        assert deviation(h[:, head], truth_h[:, head]) <= 1e-5
+
+
 @pytest.mark.parametrize("length", [4, 20])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_short_types_are_summed_in_float32_and_rounded_once(dtype, length):
