@@ -50,7 +50,7 @@ def test_a_query_reads_what_a_scan_without_its_sources_says(shape, kind, length,
     assert deviation(y.cpu(), without(args, h0, gone_BJL, queries, dt_write)) <= bound
 
 
-@pytest.mark.parametrize("sizes", [(2, 70, 20, 1, 1), (40, 1, 3, 2, 3)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 70, 20, 1, 1), (40, 1, 40, 2, 40)], ids=str)
 def test_more_sets_width_and_channels_than_a_tile_holds(sizes, monkeypatch):
     monkeypatch.setitem(SHAPES, "large", sizes)
     args, h0 = drawn("large", 5, rows=2)
@@ -70,7 +70,7 @@ def test_rows_of_the_hidden_attention_are_those_of_the_matrix(shape, kind):
 
 
 def test_a_row_may_write_with_a_dt_of_its_own_and_be_of_more_heads_than_a_tile_holds(monkeypatch):
-    monkeypatch.setitem(SHAPES, "large", (70, 1, 3, 2, 3))
+    monkeypatch.setitem(SHAPES, "large", (40, 1, 40, 2, 40))
     args, _ = drawn("large", 4)
     dt_write = drawn("large", 4, seed=1)[0].dt_BLH
     given = [moved(x, torch.float64) for x in args[1:]]
