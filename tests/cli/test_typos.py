@@ -13,7 +13,7 @@ TYPOS = [  # words of the command, what the line must hold
     ("model=null", ["model=null", "tiny"]),
     ("experiment=null", ["~experiment"]),
     ("debug=null", ["leave it out", "fast"]),
-    ("backend=[auto,chunked]", ["backend=[auto,chunked]", "auto, chunked, compiled, cuda, reference"]),
+    ("backend=[auto,chunked]", ["backend=[auto,chunked]", "auto, chunked, compiled, cuda, reference, triton"]),
     ("dataset@x=facts", ["write dataset=facts"]),
     ("hydra/launcher=slrm", ["hydra/launcher=slrm", "basic"]),
     ("dataset.nn=5", ["dataset.nn", "only_correct", "did you mean 'n'?"]),

@@ -1,1 +1,7 @@
-"""Loops of our own, compiled: each module needs the compiler it is written for, and is imported by the backend that has it."""
+"""Kernels of our own: `cpu` in numba, behind `mamba_mi.backends.compiled`; the others in Triton, behind `mamba_mi.backends.triton`.
+
+Each imports its compiler, so each is imported when it is first run.
+"""
+import os
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # what triton asks too, when it is imported

@@ -1,0 +1,117 @@
+"""Knockouts, hidden-attention rows and states at positions: interpreted where TRITON_INTERPRET=1, else on the CUDA device."""
+import pytest
+import torch
+from oracles import deviation
+
+from mamba_mi import UserError
+from mamba_mi.backends import attention, reference, triton
+from mamba_mi.backends.kernels import many_decays, one_decay
+from mamba_mi.config import stream
+from tests.backends.test_scan import SHAPES, drawn
+
+DEVICE = "cpu" if triton.INTERPRETED else "cuda"
+TYPES = [(torch.float64, 1e-12), (torch.float32, 1e-6)]
+
+
+FIRST = ("many-decays-in-groups", "mamba2-groups")  # the others are slow
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name in SHAPES])
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=TYPES, ids=["float64", "float32"])
+def kind(request):
+    return request.param
+
+
+def moved(x, dtype):
+    return x if x is None or not x.is_floating_point() else x.to(DEVICE, dtype)
+
+
+def without(args, h0, gone_BJL, queries, dt_write):
+    """Brute force: a scan for each set, with nothing written at its sources."""
+    ys = [reference.scan(*args, h0=h0, dt_write=dt_write.masked_fill(gone_BJL[:, j, :, None], 0))[0][:, queries]
+          for j in range(gone_BJL.shape[1])]
+    return torch.stack(ys, dim=1)
+
+
+@pytest.mark.parametrize(("length", "sets", "starts"), [(5, 3, 0), (21, 18, 1), (9, 1, 2)])
+def test_a_query_reads_what_a_scan_without_its_sources_says(shape, kind, length, sets, starts):
+    dtype, bound = kind
+    args, h0 = drawn(shape, length)
+    args.dt_BLH[:, ::7] *= -1
+    dt_write, h0 = drawn(shape, length, seed=1)[0].dt_BLH, h0[:starts] if starts else None
+    gone_BJL = torch.rand(2, sets, length, generator=stream(0, "gone")) < 0.4
+    queries = [length - 1, 0, -2]
+    y = triton.knockout_rows(*(moved(x, dtype) for x in args), gone_BJL.to(DEVICE), queries, h0=moved(h0, dtype),
+                             dt_write=moved(dt_write, dtype))
+    assert deviation(y.cpu(), without(args, h0, gone_BJL, queries, dt_write)) <= bound
+
+
+@pytest.mark.parametrize("sizes", [(2, 70, 20, 1, 1), (40, 1, 40, 2, 40)], ids=str)
+def test_more_sets_width_and_channels_than_a_tile_holds(sizes, monkeypatch):
+    monkeypatch.setitem(SHAPES, "large", sizes)
+    args, h0 = drawn("large", 5, rows=2)
+    gone_1JL = torch.rand(1, 70, 5, generator=stream(0, "gone")) < 0.4
+    y = triton.knockout_rows(*(moved(x, torch.float32) for x in args), gone_1JL.to(DEVICE), [4], h0=moved(h0, torch.float32))
+    assert deviation(y.cpu(), without(args, h0, gone_1JL.expand(2, -1, -1), [4], args.dt_BLH)) <= 1e-6
+
+
+def test_rows_of_the_hidden_attention_are_those_of_the_matrix(shape, kind):
+    dtype, bound = kind
+    args, _ = drawn(shape, 9)
+    args.dt_BLH[:, ::7] *= -1
+    given = [moved(x, dtype) for x in args[1:]]
+    M_BHQL = attention.mixing(*args[1:], rows=[8, 0, 5])
+    assert deviation(triton.mixing_rows(*given, [8, 0, 5]).cpu(), M_BHQL) <= bound
+    assert deviation(triton.mixing_rows(*given, [8, 0, 5], mean=True).cpu(), M_BHQL.abs().mean(1)) <= bound
+
+
+def test_a_row_may_write_with_a_dt_of_its_own_and_be_of_more_heads_than_a_tile_holds(monkeypatch):
+    monkeypatch.setitem(SHAPES, "large", (40, 1, 40, 2, 40))
+    args, _ = drawn("large", 4)
+    dt_write = drawn("large", 4, seed=1)[0].dt_BLH
+    given = [moved(x, torch.float64) for x in args[1:]]
+    M_BHQL = attention.mixing(*args[1:], rows=[3]) * (dt_write / args.dt_BLH).transpose(1, 2)[:, :, None]
+    for mean, want in ((False, M_BHQL), (True, M_BHQL.abs().mean(1))):
+        got = triton.mixing_rows(*given, [3], dt_write=moved(dt_write, torch.float64), mean=mean)
+        assert deviation(got.cpu(), want) <= 1e-12
+
+
+@pytest.mark.parametrize("length", [4, 33])
+def test_states_at_positions_are_those_of_the_loop(shape, kind, length, monkeypatch):
+    monkeypatch.setattr(one_decay, "CHUNK", 16)
+    monkeypatch.setattr(many_decays, "CHUNK", 4)
+    dtype, bound = kind
+    if length > 4 and (dtype == torch.float64 or SHAPES[shape][-1] > 1):
+        length = 9
+    args, h0 = drawn(shape, length)
+    dt_write = drawn(shape, length, seed=1)[0].dt_BLH
+    positions = [length - 1, 0, 2, length - 2, 2, min(15, length - 1), min(16, length - 1)]
+    for start, write in ((None, args.dt_BLH), (h0[:1], dt_write)):
+        h = triton.states_at(*(moved(x, dtype) for x in args[:4]), positions, h0=moved(start, dtype),
+                             dt_write=moved(write, dtype)).cpu()
+        for k, t in enumerate(positions):
+            want = reference.scan(*args.cut(0, t + 1), h0=start, dt_write=write[:, :t + 1])[1]
+            assert deviation(h[:, k], want) <= bound
+
+
+def test_a_position_that_is_not_there_is_named():
+    args, _ = drawn("mamba1", 4)
+    with pytest.raises(UserError, match=r"^positions=\[4\]: there are 0-3"):
+        triton.states_at(*(moved(x, torch.float32) for x in args[:4]), [4])
+
+
+def test_autocast_leaves_the_sums_their_own():
+    args, h0 = drawn("mamba2", 20)
+    given, h0 = [moved(x, torch.float32) for x in args], moved(h0, torch.float32)
+    gone_1JL = torch.rand(1, 3, 20, generator=stream(0, "gone")).to(DEVICE) < 0.4
+
+    def made():
+        return triton.knockout_rows(*given, gone_1JL, [5, -1], h0=h0), triton.states_at(*given[:4], [5, -1], h0=h0)
+
+    apart = made()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert all(torch.equal(x, y) for x, y in zip(made(), apart, strict=True))
