@@ -55,8 +55,7 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
     given = v_BLHP, dt_BLH, w, A_HN, B_BLGN, C_BLGN, h0
     if needs_grad(given):
         v, dt, A, B_, C_, h0, w = widened(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, w)
-        with own_types(v):
-            y, h = (one_decay_back if in_chunks else many_decays_back).mix(v, dt, w, A, B_, C_, h0, keep_h)
+        y, h = (one_decay_back if in_chunks else many_decays_back).mix(v, dt, w, A, B_, C_, h0, keep_h)
         return y.to(v_BLHP.dtype), h
     y, h, _ = (one_decay if in_chunks else many_decays).mix(*given, keep_h)
     return y, h

@@ -73,9 +73,8 @@ def kept_products(v, w, CB, c, kept, at_Q, out, queries, length, vb, vl, wb, wl,
     for first in range(0, last + 1, SLICE):
         s = first + tl.arange(0, SLICE)
         seen = s <= last
-        left_S = tl.exp2((c_q - tl.load(c + (row * length + s) * HEADS + head, mask=seen, other=0.0)).to(tl.float32))
+        left_S = tl.exp2((c_q - tl.load(c + (row * length + s) * HEADS + head, mask=seen, other=float("inf"))).to(tl.float32))
         M_S = tl.load(CB + s, mask=seen, other=0.0) * left_S * tl.load(w + row * wb + s * wl + head, mask=seen, other=0.0)
-        M_S = tl.where(seen, M_S, 0.0)
         kept_JS = tl.load(kept + (row * length + s[None, :]) * SETS + j[:, None], mask=seen[None, :] & (j < SETS)[:, None], other=0)
         v_SP = tl.load(v + row * vb + s[:, None] * vl + head * WIDTH + p[None, :], mask=seen[:, None] & (p < WIDTH)[None, :], other=0.0)
         y_JP = tl.dot(kept_JS.to(tl.float32) * M_S[None, :], v_SP.to(tl.float32), y_JP, input_precision=PRECISION)

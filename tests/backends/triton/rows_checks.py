@@ -37,7 +37,7 @@ def without(args, h0, gone_BJL, queries, dt_write):
     return torch.stack(ys, dim=1)
 
 
-@pytest.mark.parametrize(("length", "sets", "starts"), [(5, 3, 0), (21, 18, 1), (9, 1, 2)])
+@pytest.mark.parametrize(("length", "sets", "starts"), [(5, 3, 0), pytest.param(21, 18, 1, marks=pytest.mark.slow), (4, 1, 2)])
 def test_a_query_reads_what_a_scan_without_its_sources_says(shape, kind, length, sets, starts):
     dtype, bound = kind
     args, h0 = drawn(shape, length)
@@ -50,7 +50,7 @@ def test_a_query_reads_what_a_scan_without_its_sources_says(shape, kind, length,
     assert deviation(y.cpu(), without(args, h0, gone_BJL, queries, dt_write)) <= bound
 
 
-@pytest.mark.parametrize("sizes", [(2, 70, 20, 1, 1), (40, 1, 40, 2, 40)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 70, 20, 1, 1), pytest.param((40, 1, 40, 2, 40), marks=pytest.mark.slow)], ids=str)
 def test_more_sets_width_and_channels_than_a_tile_holds(sizes, monkeypatch):
     monkeypatch.setitem(SHAPES, "large", sizes)
     args, h0 = drawn("large", 5, rows=2)
