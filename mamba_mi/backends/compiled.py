@@ -27,7 +27,7 @@ ALONE = 2**16  # numbers a loop goes over that are not worth a second thread
 
 def missing() -> str:
     """Why this backend cannot run here; empty when it can."""
-    return "" if find_spec("numba") else "numba is not installed (pip install 'mamba_mi[compiled]')"
+    return "" if find_spec("numba") else "numba is not installed (pip install numba)"
 
 
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
-INSTALL = "pip install 'mamba_mi[cuda]', which needs nvcc"
+INSTALL = "pip install mamba-ssm causal-conv1d, which needs nvcc"
 SCANS, CONV = ("mamba_ssm", "mamba-ssm"), ("causal_conv1d", "causal-conv1d")  # as imported, as installed
 
 

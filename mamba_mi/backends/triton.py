@@ -33,7 +33,7 @@ FEW = 16  # tokens: fewer would leave most of a matrix product's tile empty
 def missing() -> str:
     """Why this backend cannot run here; empty when it can."""
     if find_spec("triton") is None:
-        return "triton is not installed (pip install 'mamba_mi[triton]')"
+        return "triton is not installed (pip install triton)"
     if INTERPRETED:
         return ""
     if not torch.cuda.is_available():

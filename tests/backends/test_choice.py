@@ -23,7 +23,7 @@ def test_auto_takes_the_compiled_loops_on_a_cpu_and_without_numba_says_why_not(m
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
     choice = backends.choose("auto", "cpu")
     assert choice.used == "chunked"
-    assert choice.why.endswith("not compiled: numba is not installed (pip install 'mamba_mi[compiled]')")
+    assert choice.why.endswith("not compiled: numba is not installed (pip install numba)")
     assert "compiled" in backends.names() and "compiled" not in backends.available()
     with pytest.raises(UserError, match="^backend=compiled cannot run: numba is not installed .*; backend=chunked runs everywhere$"):
         backends.choose("compiled", "cpu")

@@ -234,7 +234,7 @@ NOISE = "import sys, warnings; print('hello'); print('oh', file=sys.stderr); war
 
 
 @pytest.mark.parametrize(("source", "said"), [
-    (None, "mamba-ssm is not installed (pip install 'mamba_mi[cuda]', which needs nvcc)"),
+    (None, "mamba-ssm is not installed (pip install mamba-ssm causal-conv1d, which needs nvcc)"),
     (NOISE + "raise OSError('undefined symbol: _ZN3c10\\nand more')", "mamba-ssm is installed, but its import fails: OSError: undefined symbol: _ZN3c10"),
     (NOISE + "import no_such_module", "mamba-ssm is installed, but its import fails: ModuleNotFoundError: No module named 'no_such_module'"),
     (NOISE, "")], ids=["none", "a broken build", "a need of its own", "a whole one"])

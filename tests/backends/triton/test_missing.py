@@ -38,7 +38,7 @@ def test_one_that_computes_something_else_there_is_passed_over(there):
 
 
 @pytest.mark.parametrize(("owner", "name", "gives", "said"), [
-    (triton, "find_spec", None, r"triton is not installed \(pip install 'mamba_mi\[triton\]'\)"),
+    (triton, "find_spec", None, r"triton is not installed \(pip install triton\)"),
     (torch.cuda, "is_available", False, "there is no CUDA device"),
     (triton, "which", None, "there is no C compiler"),
     (torch.cuda, "get_device_capability", (7, 5), "the CUDA device is sm_75, and the kernels need sm_80 or later")])
