@@ -22,6 +22,7 @@ from mamba_mi.backends.kernels import INTERPRETED
 from mamba_mi.backends.long_conv import long_conv
 from mamba_mi.backends.reference import gate, needs_grad, own_types, softplus, widened
 from mamba_mi.backends.retention import retain
+from mamba_mi.config import UserError
 
 __all__ = ["DEVICES", "conv", "gate", "knockout_rows", "long_conv", "missing", "mixing_rows", "retain", "scan", "softplus",
            "states_at"]
@@ -72,6 +73,7 @@ def knockout_rows(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, gone_BJL: Tensor, querie
     w, at_Q = dt_BLH if dt_write is None else dt_write, picked(queries, dt_BLH.shape[1], "queries").to(v_BLHP.device)
     kept_BLJ = (~gone_BJL).transpose(1, 2).to(torch.uint8).expand(len(v_BLHP), -1, -1)
     args = v_BLHP, dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, h0, kept_BLJ, at_Q
+    _refuse_gradients("knockout_rows", args)
     if A_HN.shape[1] > 1 or v_BLHP.dtype == torch.float64:
         return rows.knocked(*args).to(v_BLHP.dtype)
     with own_types(v_BLHP):
@@ -85,6 +87,7 @@ def mixing_rows(dt_BLH, A_HN, B_BLGN, C_BLGN, queries: Sequence[int], *, dt_writ
     """
     from mamba_mi.backends.kernels import rows
     w, at_Q = dt_BLH if dt_write is None else dt_write, picked(queries, dt_BLH.shape[1], "queries").to(dt_BLH.device)
+    _refuse_gradients("mixing_rows", (dt_BLH, w, A_HN, B_BLGN, C_BLGN))
     M = rows.mixing(dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, at_Q, mean=mean)
     return M if mean else M.permute(0, 3, 1, 2)
 
@@ -93,11 +96,17 @@ def states_at(v_BLHP, dt_BLH, A_HN, B_BLGN, positions: Sequence[int], *, h0=None
     """The states h_BSHPN after the tokens at `positions`, in one pass; one asked for twice is given twice. No gradients."""
     from mamba_mi.backends.kernels import many_decays, one_decay
     w = dt_BLH if dt_write is None else dt_write
+    _refuse_gradients("states_at", (v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0))
     each, back = picked(positions, dt_BLH.shape[1], "positions").to(v_BLHP.device).unique(return_inverse=True)
     if _in_chunks(v_BLHP, A_HN):
         with own_types(v_BLHP):
             return one_decay.states(v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0, each)[:, back]
     return many_decays.states(v_BLHP, dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, h0, each)[:, back]
+
+
+def _refuse_gradients(verb: str, given) -> None:
+    if needs_grad(given):
+        raise UserError(f"{verb} has no gradients: call it under torch.no_grad(), or take them through scan")
 
 
 def _in_chunks(v_BLHP, A_HN) -> bool:

@@ -104,6 +104,19 @@ def test_a_position_that_is_not_there_is_named():
         triton.states_at(*(moved(x, torch.float32) for x in args[:4]), [4])
 
 
+def test_a_gradient_is_refused_where_there_is_none():
+    args, _ = drawn("mamba1", 4)
+    v, dt, A, B, C = (moved(x, torch.float32) for x in args)
+    gone_1JL, dt = torch.zeros(1, 1, 4, dtype=torch.bool, device=DEVICE), dt.requires_grad_()
+    for verb, call in (("knockout_rows", lambda: triton.knockout_rows(v, dt, A, B, C, gone_1JL, [3])),
+                       ("mixing_rows", lambda: triton.mixing_rows(dt, A, B, C, [3])),
+                       ("states_at", lambda: triton.states_at(v, dt, A, B, [3]))):
+        with pytest.raises(UserError, match=f"^{verb} has no gradients: call it under torch.no_grad"):
+            call()
+        with torch.no_grad():
+            call()
+
+
 def test_autocast_leaves_the_sums_their_own():
     args, h0 = drawn("mamba2", 20)
     given, h0 = [moved(x, torch.float32) for x in args], moved(h0, torch.float32)
