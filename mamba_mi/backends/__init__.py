@@ -37,11 +37,13 @@ FASTEST = ("cuda", "triton", "compiled", "chunked")  # what `auto` takes, if it 
 
 
 class Choice(NamedTuple):
-    """Which backend runs, what was asked for, and why this one."""
+    """Which backend runs, what was asked for, and why this one; how it takes products of float32: `torch`, as torch is set to,
+    or what Triton calls it."""
 
     asked: str
     used: str
     why: str
+    products: str = "torch"
 
 
 def names() -> tuple[str, ...]:
@@ -72,14 +74,19 @@ def choose(asked: str, device: str) -> Choice:
         get(asked)
         if reason := _refusal(asked, device):
             raise UserError(f"backend={asked} cannot run: {reason}; backend=auto takes what runs on {device}")
-        return Choice(asked, asked, "asked for")
+        return Choice(asked, asked, "asked for", *_products(asked))
     passed = []
     for name in FASTEST:
         if name in names() and device.partition(":")[0] in _devices(name):
             if not (reason := _refusal(name, device)):
-                return Choice(asked, name, "; ".join([f"the fastest installed kernel for {device}", *passed]))
+                return Choice(asked, name, "; ".join([f"the fastest installed kernel for {device}", *passed]), *_products(name))
             passed.append(f"not {name}: {reason}")
     raise UserError(f"backend=auto: no backend runs on {device}; backend=reference runs everywhere")
+
+
+def _products(name: str) -> tuple[str, ...]:
+    own = getattr(import_module(f"{__name__}.{name}"), "products", None)
+    return (own(),) if own else ()
 
 
 def _devices(name: str) -> tuple[str, ...]:

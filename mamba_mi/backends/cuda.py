@@ -8,6 +8,7 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, E = H
 """
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
 from mamba_mi.backends.cuda_library import library
 from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
 
-__all__ = ["conv", "gate", "long_conv", "missing", "retain", "scan", "softplus"]
+__all__ = ["conv", "gate", "long_conv", "missing", "products", "retain", "scan", "softplus"]
 DEVICES = ("cuda",)
 PROVE = True  # before it is used, on the device: a broken build imports, and computes something else
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,6 +32,12 @@ WORK = 2**26  # numbers that are made at once of what is left of a start
 def missing() -> str:
     """Why this backend cannot run here; empty when it can."""
     return cuda_library.missing() if torch.cuda.is_available() else "there is no CUDA device here"
+
+
+def products() -> str:
+    """How Triton takes products of float32 for the library; its CUDA kernels take none."""
+    library()  # sets what is not said
+    return os.environ["TRITON_F32_DEFAULT"]
 
 
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from mamba_mi.backends.attention import picked
 from mamba_mi.backends.chunked import conv
-from mamba_mi.backends.kernels import INTERPRETED
+from mamba_mi.backends.kernels import INTERPRETED, PRECISION
 from mamba_mi.backends.long_conv import long_conv
 from mamba_mi.backends.reference import gate, needs_grad, own_types, softplus, widened
 from mamba_mi.backends.retention import retain
 from mamba_mi.config import UserError
 
-__all__ = ["DEVICES", "conv", "gate", "knockout_rows", "long_conv", "missing", "mixing_rows", "retain", "scan", "softplus",
-           "states_at"]
+__all__ = ["DEVICES", "conv", "gate", "knockout_rows", "long_conv", "missing", "mixing_rows", "products", "retain", "scan",
+           "softplus", "states_at"]
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
 PROVE = not INTERPRETED  # before it is used, on the device
 FEW = 16  # tokens: fewer would leave most of a matrix product's tile empty
@@ -44,6 +44,11 @@ def missing() -> str:
     if (found := torch.cuda.get_device_capability()) < (8, 0):
         return f"the CUDA device is sm_{found[0]}{found[1]}, and the kernels need sm_80 or later"
     return ""
+
+
+def products() -> str:
+    """How products of float32 are taken."""
+    return PRECISION
 
 
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,

@@ -19,7 +19,7 @@ def test_auto_chooses_one_that_runs_and_says_which():
 
 
 def test_auto_takes_the_compiled_loops_on_a_cpu_and_without_numba_says_why_not(monkeypatch):
-    assert backends.choose("auto", "cpu") == ("auto", "compiled", "the fastest installed kernel for cpu")
+    assert backends.choose("auto", "cpu") == ("auto", "compiled", "the fastest installed kernel for cpu", "torch")
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
     choice = backends.choose("auto", "cpu")
     assert choice.used == "chunked"

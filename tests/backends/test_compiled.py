@@ -49,6 +49,40 @@ def test_every_split_into_blocks_is_the_loop_over_tokens(channels, groups, threa
     assert not left_to_chunked
 
 
+@pytest.mark.parametrize("width", [2, 3])
+def test_channels_of_one_head_share_its_dt_and_decays(width, left_to_chunked):
+    args, _ = drawn(7, 1)
+    wide = args._replace(v_BLHP=torch.randn(2, 37, 7, width, generator=stream(1, "wide")))
+    h0 = torch.randn(2, 7, width, 5, generator=stream(2, "wide"))
+    assert all(deviation(x, want) <= 2e-6 for x, want in zip(compiled.scan(*wide, h0=h0), by_hand(wide, h0), strict=True))
+    assert not left_to_chunked
+
+
+def test_numbers_of_several_types_are_not_mixed_in_a_loop():
+    y, z = torch.randn(2, 3, 8, dtype=torch.float64, generator=stream(0, "mixed")).chunk(2, dim=-1)
+    assert torch.equal(compiled.gate(y.float(), z), torch.nn.functional.silu(z) * y.float())
+    assert compiled.softplus(z.float(), torch.zeros(4, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_what_is_not_kept_is_not_made(monkeypatch):
+    args, h0 = drawn(8, 1)
+    monkeypatch.setattr(chunked, "last_inputs", lambda *given: pytest.fail("a tail was made"))
+    assert compiled.conv(args.v_BLHP[..., 0], torch.ones(8, 4), torch.zeros(8), keep_tail=False)[1] is None
+    monkeypatch.setattr(compiled._Blocks, "join", lambda *given: pytest.fail("a state was made"))
+    assert compiled.scan(*args, h0=h0, keep_h=False)[1] is None
+
+
+def test_a_large_scan_is_shared_out_over_torchs_threads_and_a_small_one_is_not(monkeypatch):
+    shared, pool = [], compiled._pool
+    monkeypatch.setattr(compiled, "_pool", lambda process, threads: shared.append(threads) or pool(process, threads))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    compiled.scan(*drawn(33, 1, rows=1, length=2)[0])
+    assert not shared
+    compiled.scan(*drawn(330, 1, rows=1)[0])  # 61,050 numbers
+    compiled.scan(*drawn(330, 1, rows=3)[0])
+    assert set(shared) == {3} and len(shared) == 3  # a pool is asked for once a part
+
+
 def test_threads_change_no_bit(monkeypatch):
     args, h0 = drawn(99, 3, rows=3)
     u, weight, bias = args.v_BLHP[..., 0], torch.randn(99, 4, generator=stream(0, "w")), torch.zeros(99)

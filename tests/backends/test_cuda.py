@@ -320,7 +320,7 @@ def test_auto_takes_it_first_where_it_runs(stood_in, unproved, monkeypatch):
     stood_in(types=())
     monkeypatch.setattr(cuda, "DEVICES", ("cpu",))
     assert backends.choose("auto", "cpu")[:2] == ("auto", "cuda")
-    assert backends.choose("cuda", "cpu") == ("cuda", "cuda", "asked for")
+    assert backends.choose("cuda", "cpu") == ("cuda", "cuda", "asked for", "ieee")
 
 
 def test_it_does_not_run_on_the_cpu(stood_in):

@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mamba_mi.backends.kernels import PRECISION
 from mamba_mi.backends.kernels.launch import LOG2E, inner, on, outputs, padded, strides
 
 CHUNK = 64
-PRECISION = "ieee"  # of products of float32: never TF32, whose ten bits lose what float32 promises
 SLICE = 16  # columns of a product at a time, and the least that a side of one has
 TILE = 64  # rows and columns of what a program makes
 UNDERFLOW = -800.0  # exp(-800) is 0: the clamp keeps cumulated decays small enough to subtract

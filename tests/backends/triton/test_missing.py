@@ -27,14 +27,14 @@ def test_a_card_of_sm_80_or_later_is_enough_and_once_proved_there_auto_takes_it(
     there.setattr(proving, "prove", lambda name, device: "")
     assert "triton" in backends.available("cuda") and "triton" not in backends.available("cpu")
     assert backends.choose("auto", "cuda:1") == (
-        "auto", "triton", "the fastest installed kernel for cuda:1; not cuda: not here")
+        "auto", "triton", "the fastest installed kernel for cuda:1; not cuda: not here", "ieee")
 
 
 def test_one_that_computes_something_else_there_is_passed_over(there):
     there.setattr(cuda, "missing", lambda: "not here")
     there.setattr(proving, "prove", lambda name, device: f"{name} is off on {device}")
     assert backends.choose("auto", "cuda:1") == (
-        "auto", "chunked", "the fastest installed kernel for cuda:1; not cuda: not here; not triton: triton is off on cuda:1")
+        "auto", "chunked", "the fastest installed kernel for cuda:1; not cuda: not here; not triton: triton is off on cuda:1", "torch")
 
 
 @pytest.mark.parametrize(("owner", "name", "gives", "said"), [
