@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import deviation
 
-from mamba_mi.backends import chunked, compiled
+from mamba_mi.backends import chunked, compiled, reference
 from mamba_mi.config import stream
 from tests.backends.test_scan import Args, by_hand
 
@@ -56,6 +56,14 @@ def test_channels_of_one_head_share_its_dt_and_decays(width, left_to_chunked):
     h0 = torch.randn(2, 7, width, 5, generator=stream(2, "wide"))
     assert all(deviation(x, want) <= 2e-6 for x, want in zip(compiled.scan(*wide, h0=h0), by_hand(wide, h0), strict=True))
     assert not left_to_chunked
+
+
+@pytest.mark.parametrize("channels", [40, 64])
+def test_what_is_written_may_have_a_dt_of_its_own(channels):
+    args, _ = drawn(channels, 1)
+    write = drawn(channels, 2)[0].dt_BLH
+    truth = reference.scan(*(x.double() for x in args), dt_write=write.double())
+    assert all(deviation(x, want) <= 2e-6 for x, want in zip(compiled.scan(*args, dt_write=write), truth, strict=True))
 
 
 def test_numbers_of_several_types_are_not_mixed_in_a_loop():
