@@ -1,8 +1,11 @@
 """How a backend is found, chosen and refused."""
 import pytest
+import torch
 
 from mamba_mi import UserError, backends
-from mamba_mi.backends import compiled
+from mamba_mi.backends import chunked, compiled
+from tests.backends.on_device import OnDevice
+from tests.backends.test_scan import drawn
 
 
 def test_the_plain_backends_are_found_and_every_one_found_keeps_the_contract():
@@ -34,6 +37,17 @@ def test_a_backend_of_another_device_is_refused():
                                         "runs on cuda:1$"):
         backends.choose("compiled", "cuda:1")
     assert backends.choose("auto", "cuda:1").used != "compiled"
+
+
+def test_the_way_to_a_device_and_back_changes_nothing():
+    """What the tests of a GPU go through, here without one."""
+    there = OnDevice(chunked, "cpu")
+    args, h0 = drawn("mamba1", 9)
+    v = args.v_BLHP.clone().requires_grad_()
+    for got, want in zip(there.scan(v, *args[1:], h0=h0), chunked.scan(*args, h0=h0), strict=True):
+        assert torch.equal(got, want)
+    there.scan(v, *args[1:], h0=h0)[0].sum().backward()
+    assert v.grad is not None and there.gate(v, v).shape == v.shape
 
 
 def test_a_name_that_is_far_from_all_is_given_no_guess():
