@@ -44,7 +44,7 @@ def test_the_way_to_a_device_and_back_changes_nothing():
     there = OnDevice(chunked, "cpu")
     args, h0 = drawn("mamba1", 9)
     v = args.v_BLHP.clone().requires_grad_()
-    for got, want in zip(there.scan(v, *args[1:], h0=h0), chunked.scan(*args, h0=h0), strict=True):
+    for got, want in zip(there.scan(*args, h0=h0), chunked.scan(*args, h0=h0), strict=True):
         assert torch.equal(got, want)
     there.scan(v, *args[1:], h0=h0)[0].sum().backward()
     assert v.grad is not None and there.gate(v, v).shape == v.shape
