@@ -7,7 +7,8 @@ import roofline
 import torch
 from machine import write
 
-from mamba_mi import backends
+from mamba_mi import Knockout, backends
+from mamba_mi.interventions import evaluate
 
 TINY = {"d_model": 64, "n_layer": 5, "vocab_size": 96}
 
@@ -73,6 +74,37 @@ def test_the_work_of_a_scan_is_what_its_tensors_hold():
     assert work.bytes == 4 * (v + y + dt + B + C) and work.exponentials == 2 * 7 * 64 * 4
     inside, state = 2 * 7 * 64 * (2 * 5 + 4 * 3), 2 * 7 * 2 * (4 * 3 * 5)  # C Bᵀ and M x; read and write
     assert work.products == inside + state
+
+
+def test_a_rate_is_what_was_done_in_the_best_time(monkeypatch):
+    monkeypatch.setattr(roofline, "_best", lambda call, device: (call(), 2.0)[1])
+    bytes_ = 2 * 4 * 4096  # read and written, in float32
+    assert roofline.limits("cpu", size=4096, side=8) == (bytes_ / 2, 16 * 4096 / 2, 8**3 / 2)
+
+
+def test_a_number_is_a_time_over_the_floors_of_its_round(monkeypatch):
+    lm_floor = kernels.floor
+
+    def floor(lm, length):
+        run = lm_floor(lm, length)
+        floors.append(run)
+        return run
+
+    floors = []
+    monkeypatch.setattr(kernels, "floor", floor)
+    monkeypatch.setattr(kernels, "seconds", lambda call, device: 2.0 if call in floors else 6.0)
+    row = kernels.compare("mamba2-130m", 3, "cpu", 2, 0.0, **TINY)
+    assert row["milliseconds"] == 2000 and {x["median"] for x in row["floors"].values()} == {3.0}
+
+
+def test_what_is_timed_as_a_knockout_knocks_the_sources_out_of_every_layer():
+    lm = kernels.ours("mamba2", **TINY)
+    tokens_BL = torch.arange(9)[None]
+    values, clean = kernels.knocked(lm, tokens_BL, 2)
+    for got, source in zip(values, (0, 4), strict=True):
+        want = evaluate(lm, tokens_BL, [(Knockout(range(5), -1, source),)], lambda logits_SBV: logits_SBV)[0]
+        assert torch.allclose(got.flatten(), want.flatten(), atol=1e-6)
+    assert len(values) == 2 and not torch.allclose(values[0], clean[0], atol=1e-6)
 
 
 def test_the_rates_of_this_device_are_measured():
