@@ -39,6 +39,7 @@ class Models(Experiment):
 
     Knobs = Knobs
     needs = "nothing"
+    shares = ""
     of_one_model = False
     question = "Which variants are there, what runs on each, and how exact is it?"
     conditions = ("variant",)
