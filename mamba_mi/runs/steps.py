@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mamba_mi.config import UserError
 from mamba_mi.runs.store import keep, kept
+from mamba_mi.together import BATCHES, Alone
 
 
 def step_through(experiment, items: Sequence, folder: Path, *, progress: Callable[[int, int], None],
@@ -17,7 +18,8 @@ def step_through(experiment, items: Sequence, folder: Path, *, progress: Callabl
     what all have counted.
     """
     setting, batches = experiment.setting, experiment.batches(items)
-    ranks, there = setting.ranks, _agreed(setting.ranks, batches, kept(folder))
+    ranks = setting.ranks if experiment.shares == BATCHES else Alone()
+    there = _agreed(ranks, batches, kept(folder))
     if there:
         say(f"going on: {len(there & {b.key for b in batches})} of {len(batches)} batches are kept")
     own = [b for b in batches if b.key not in there][ranks.rank::ranks.count] if ranks.count > 1 else batches

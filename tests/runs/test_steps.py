@@ -48,6 +48,7 @@ class Counting:
 
     setting: SimpleNamespace
     seen: list = field(default_factory=list)
+    shares: str = together.BATCHES
 
     def batches(self, items):
         return batches(items, 2)
