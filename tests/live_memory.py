@@ -19,7 +19,7 @@ class LiveMemory(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and (storage := x.untyped_storage())._cdata not in given | self._known:
+            if isinstance(x, torch.Tensor) and (storage := x.untyped_storage())._cdata not in given and storage._cdata not in self._known:
                 self.now += storage.nbytes()
                 self._known.add(storage._cdata)
                 weakref.finalize(storage, self._gone, storage.nbytes(), storage._cdata)
