@@ -22,12 +22,13 @@ from mamba_mi.trace import Site
 
 
 def cells(lm) -> list[Cell]:
-    """Every layer and site at the last token, and pairs of positions from the middle on, so many that chunks are full."""
+    """Every layer and site at the last token; pairs of positions from the middle on in a late layer, so many that a chunk is full:
+    what lives at once is as much as in an early one, and there is less to wait for."""
     last, names = footprint.LENGTH - 1, ("resid", "out", "scan_out")
     places = [Site(layer, name) for layer in range(lm.config.n_layer) for name in names]
     middle = footprint.LENGTH // 2
     return [*(Cell(site, "last", (last,)) for site in places),
-            *(Cell(Site(0, name), f"{at}", (middle, at)) for name in names for at in range(middle + 1, last))]
+            *(Cell(Site(lm.config.n_layer - 2, name), f"{at}", (middle, at)) for name in names for at in range(middle + 1, last))]
 
 
 def peak(name: str, dtype: str) -> int:

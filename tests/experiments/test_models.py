@@ -80,7 +80,8 @@ def test_a_row_is_told_with_its_interval_and_tested_against_nothing(experiment):
     assert experiment.findings([told]) == models_words.findings([told]) and experiment.caveats([told]) == models_words.CAVEATS
     rows = [told | {"conditions": {"variant": variant}} for variant in experiment.models]
     assert [(title, columns.headings[1]) for title, columns in experiment.listings(SimpleNamespace(summary=rows))] == [
-        ("The variants", "what it is"), ("What runs on them, and how exact", "embedded model"), ("Their sites", "sites")]
+        ("The variants", "what it is"), ("What runs on them, and how exact", "embedded model"), ("Their sites", "sites"),
+        ("Memory of the published Mambas", "weights, float32")]
 
 
 @pytest.mark.parametrize("knob, least", [("prompts", 2), ("batch", 1), ("resamples", 20)])
