@@ -58,7 +58,7 @@ class Counting:
         self.setting.ledger.edits["resid"] += len(batch)
         self.setting.ledger.token_layers += batch.length
         self.setting.ledger.halvings += 1
-        self.setting.ledger.least_margin = min(self.setting.ledger.least_margin, float(batch.key))
+        self.setting.ledger.least_margin = min(self.setting.ledger.least_margin, 9.0 - float(batch.key))
         return pa.table({"prompt_id": [p.prompt_id for p in batch.prompts]})
 
 
@@ -84,7 +84,7 @@ def test_each_batch_is_made_once_and_the_first_counts_for_all(tmp_path):
     assert (first.seen, second.seen) == (["00000", "00003"], ["00002", "00004"])
     assert kept(tmp_path) == {f"{i:05d}" for i in range(5)}
     ledger = first.setting.ledger
-    assert (ledger.edits["resid"], ledger.token_layers, ledger.halvings, ledger.least_margin) == (7, 12, 4, 0.0)
+    assert (ledger.edits["resid"], ledger.token_layers, ledger.halvings, ledger.least_margin) == (7, 12, 4, 5.0)
 
 
 def test_more_processes_than_batches_do_no_harm(tmp_path):
