@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mamba_mi import data, experiments, models, references
+from mamba_mi import data, experiments, models, references, together
 from mamba_mi.config import UserError
 from mamba_mi.data import Dataset, Dropped, Pair
 from mamba_mi.experiments import Experiment, Setting
@@ -38,8 +38,8 @@ from mamba_mi.runs.manifest import demand_same, open_manifest, read_manifest
 from mamba_mi.runs.precision import deviation
 from mamba_mi.runs.progress import bar
 from mamba_mi.runs.prompts import fates, prompt_records
+from mamba_mi.runs.steps import step_through
 from mamba_mi.runs.store import Store
-from mamba_mi.training import together
 
 console = Console()
 MODEL_KEYS = ("name", "variant", "path", "hub", "tokenizer", "sizes")  # what else a model's YAML has is the variant's own
@@ -68,6 +68,7 @@ class Built:
                                  **({"data": self.dataset.fingerprint} if self.dataset else {}),
                                  **{name: source["fingerprint"] for name, source in sources.items()}},
                 **({"data": origin} if origin else {}),
+                **({"gpu": torch.cuda.get_device_name(self.lm.device)} if self.lm.device.type == "cuda" else {}),
                 "model": _described(self.lm)}
 
 
@@ -81,6 +82,7 @@ def _described(lm: models.LM) -> dict:
 def run(cfg: DictConfig) -> Path | None:
     """Do what the configuration says; the run's folder, or None for a dry run."""
     settings = OmegaConf.to_container(cfg, resolve=True)
+    console.quiet = not together.is_first()
     if sweep_folder() is None:  # of a sweep's jobs the label says what differs
         console.print(tables.config_tree(settings))
     built = build(settings)
@@ -109,9 +111,13 @@ def run(cfg: DictConfig) -> Path | None:
 
 
 def _assist(built: Built, folder: Path) -> None:
-    """What a process besides the first does of a run: its share of the fit, nothing that is written or shown."""
-    if built.settings["force"] or (read_manifest(folder) or {}).get("status") != "done":
+    """What a process besides the first does of a run: its share of the fit or of the batches, of which it keeps the parts."""
+    if not built.settings["force"] and (read_manifest(folder) or {}).get("status") == "done":
+        return
+    if built.experiment.shares == together.FIT:
         built.experiment.fit((), folder / "scratch")
+    else:
+        _step_through(built, _select(built)[1], folder)
 
 
 def _forecast(built: Built) -> None:
@@ -134,15 +140,15 @@ def build(settings: Mapping) -> Built:
     if kind.right_and_wrong and settings["dataset"]["only_correct"]:
         raise UserError(f"dataset.only_correct=true: method={settings['method']['name']} counts right and wrong answers; give "
                         f"experiment={settings['method']['name']} without it, or dataset.only_correct=false")
-    _prepare(settings["threads"])
-    seed = settings["seed"]
-    ranks = together.join(models.device_of(settings["device"]), kind.parallel, f"experiment={settings['method']['name']} "
-                          f"dataset={settings['dataset']['name']}")
-    console.quiet = ranks.rank > 0
+    seed, device = settings["seed"], models.device_of(settings["device"])
+    _prepare(settings["threads"], device)
+    what = f"experiment={settings['method']['name']} dataset={settings['dataset']['name']}"
+    ranks = together.join(device, kind.shares, what)
     lm = _model(kind, knobs, settings)
     experiment = kind(knobs, lm, Setting(seed, settings["cone"]["memory"], model=settings["model"]["name"],
                                          reference=settings["reference"], ranks=ranks, force=settings["force"]))
     experiment.check()
+    together.demand_shareable(what, experiment.train_size)
     dataset = experiment.candidates(lambda: data.load(settings["dataset"], lm.tokenizer, seed, lm.config.max_length))
     return Built(dict(settings), lm, dataset, experiment)
 
@@ -158,7 +164,9 @@ def _check_reference(kind: type[Experiment], settings: Mapping) -> None:
         raise UserError(f"{given}: experiment={method} compares with no published numbers; give experiment=reproduce")
 
 
-def _prepare(threads: int | None) -> None:
+def _prepare(threads: int | None, device: str) -> None:
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # kernels and libraries that ask for no device take the current one
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -199,12 +207,12 @@ def _carry_out(built: Built, store: Store) -> None:
             store.write_json("prompts.json", prompts)
             experiment.fit(train.items, store.scratch)
             manifest.read_from(experiment.read_from)
-            _step_through(experiment, selection, store)
+            _step_through(built, selection, store.folder)
             summary = _summarise(built, store, selection)
             measured = dict(hook_counts=dict(experiment.setting.ledger.edits),
                             token_layers=experiment.setting.ledger.token_layers,
                             bit_reproducible=experiment.setting.ledger.halvings == 0 and built.lm.device.type == "cpu",
-                            memory_halvings=experiment.setting.ledger.halvings,
+                            memory_halvings=experiment.setting.ledger.halvings, processes=experiment.setting.ranks.count,
                             **experiment.setting.ledger.routing, **_deviation(built, prompts))
             manifest.record(**measured)
             if not experiment.summary_only:
@@ -269,17 +277,9 @@ def _chosen(built: Built, dataset: Dataset, n: int | None, what: str) -> Selecti
                       size=getattr(experiment.knobs, "batch", 32), progress=progress)
 
 
-def _step_through(experiment: Experiment, selection: Selection, store: Store) -> None:
-    batches = experiment.batches(selection.items)
-    kept = store.kept()
-    if kept:
-        console.print(f"going on: {len(kept & {b.key for b in batches})} of {len(batches)} batches are kept")
-    with bar(experiment.name, console) as progress:
-        for done, batch in enumerate(batches, start=1):
-            if batch.key not in kept:
-                store.keep(batch.key, experiment.step(batch))
-            progress(done, len(batches))
-            experiment.setting.log({"batches/left": len(batches) - done}, done)
+def _step_through(built: Built, selection: Selection, folder: Path) -> None:
+    with bar(built.experiment.name, console) as progress:
+        step_through(built.experiment, selection.items, folder, progress=progress, say=console.print)
 
 
 def _summarise(built: Built, store: Store, selection: Selection) -> list[dict]:

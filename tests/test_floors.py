@@ -11,7 +11,7 @@ import mamba_mi
 
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = REPO / "mamba_mi"
-FLOORS = ["config", "hook_names", "trace", "backends", "models", "data", "references", "interventions", "measure", "training", "sae",
+FLOORS = ["config", "together", "hook_names", "trace", "backends", "models", "data", "references", "interventions", "measure", "training", "sae",
           "circuits", "runs", "report", "experiments", "runner", "cli"]
 MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 LONGEST = 320

@@ -20,7 +20,7 @@ from mamba_mi.interventions import Ledger
 from mamba_mi.models import LM, blank, load
 from mamba_mi.models.variants import Meant
 from mamba_mi.report.words import Columns
-from mamba_mi.training.together import Alone
+from mamba_mi.together import BATCHES, Alone
 
 UNTESTED = dict.fromkeys(("effect_size", "p", "p_adjusted", "p_bh"))  # of a row that is a level, tested against nothing
 
@@ -40,7 +40,7 @@ class Setting:
     log: Callable[[Mapping[str, float], int], None] = lambda values, step: None
     model: str = ""
     reference: Mapping[str, str | None] = field(default_factory=dict)
-    ranks: Alone = field(default_factory=Alone)  # of a training in several processes
+    ranks: Alone = field(default_factory=Alone)  # the processes of the run
     force: bool = False
 
 
@@ -52,6 +52,7 @@ class Experiment:
     `train_size` items of subjects that are not measured are kept for `fit`. A `summary_only` run is one job of many
     that make one result: it draws no figures and no report. `right_and_wrong` prompts are what it counts, so the runner
     refuses to choose those that the model gets right. A module whose name starts with _ is part of another.
+    Batches are shared out over processes unless `shares` says otherwise: `step` may not need what another `step` left.
     """
 
     Knobs: ClassVar[type]
@@ -66,7 +67,7 @@ class Experiment:
     summary_only: ClassVar[bool] = False
     fresh_model: ClassVar[bool] = False  # True: the runner hands over an own copy whose weights may change
     of_one_model: ClassVar[bool] = True  # False: it takes its models itself, whatever model= names
-    parallel: ClassVar[bool] = False  # whether torchrun may start it in several processes
+    shares: ClassVar[str] = BATCHES  # what processes that torchrun starts share: those of `step`, the FIT, or "", nothing
     right_and_wrong: ClassVar[bool] = False
     compares: ClassVar[bool] = False  # with published numbers, those that reference= names
 

@@ -24,6 +24,7 @@ from mamba_mi.experiments._train_corpus_knobs import STARTS, Knobs, check, steps
 from mamba_mi.measure.effects import effects
 from mamba_mi.models import hugging_face, state_spaces
 from mamba_mi.report import corpus_words as words
+from mamba_mi.together import FIT
 from mamba_mi.training import Recipe, checkpointing, fit, packing
 from mamba_mi.training.progress import bar
 from mamba_mi.training.speed import flops_per_token, measured_peak
@@ -45,7 +46,8 @@ class TrainOnCorpus(Experiment):
 
     Knobs = Knobs
     name = "train"
-    fresh_model = parallel = True
+    fresh_model = True
+    shares = FIT
     figures = ("corpus_curve", "corpus_perplexity")
     question = "How well does the model predict text it has never read?"
     conditions = ("source",)

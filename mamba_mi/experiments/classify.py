@@ -44,6 +44,7 @@ class Classify(Experiment):
 
     Knobs = Knobs
     needs = "nothing"
+    shares = ""
     figures = ("classified_questions",)
     question = "Which questions of which data set are of which category?"
     conditions = ("dataset", "category")

@@ -18,7 +18,7 @@ from mamba_mi.config import UserError, stream
 from mamba_mi.data import Batch, facts
 from mamba_mi.experiments import UNTESTED, Experiment, Setting, at_least
 from mamba_mi.measure.effects import effects
-from mamba_mi.models import checkpoints, variants
+from mamba_mi.models import checkpoints, footprint, variants
 from mamba_mi.report import models_words as words
 from mamba_mi.runs.precision import off_float64
 
@@ -39,6 +39,7 @@ class Models(Experiment):
 
     Knobs = Knobs
     needs = "nothing"
+    shares = ""
     of_one_model = False
     question = "Which variants are there, what runs on each, and how exact is it?"
     conditions = ("variant",)
@@ -94,8 +95,14 @@ class Models(Experiment):
         """What is known of each variant, in the order of the table."""
         return [_facts(variant, lm, self.setting) for variant, lm in self.models.items()]
 
+    @cached_property
+    def footprints(self) -> dict:
+        """What every published Mamba takes, reckoned."""
+        return {name: footprint.footprint(name) for name in footprint.SHAPES}
+
     def artefacts(self):
-        return {"models": {"variants": self.facts, "markdown": words.markdown(self.facts)}}
+        return {"models": {"variants": self.facts, "markdown": words.markdown(self.facts),
+                           "memory": words.memory_markdown(self.footprints, footprint.measured())}}
 
     def headline(self, summary):
         return []  # a deviation stands in its variant's row of the tables
@@ -111,7 +118,8 @@ class Models(Experiment):
 
     def listings(self, run):
         return [("The variants", words.table(self.facts)), ("What runs on them, and how exact", words.exact(self.facts, run.summary)),
-                ("Their sites", words.sites(self.facts))]
+                ("Their sites", words.sites(self.facts)),
+                ("Memory of the published Mambas", words.memory(self.footprints, footprint.measured()))]
 
 
 def _relative(lm, tokens_BL) -> np.ndarray:

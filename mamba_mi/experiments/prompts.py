@@ -43,6 +43,7 @@ class Prompts(Experiment):
 
     Knobs = Knobs
     needs = "nothing"
+    shares = ""
     figures = ("prompts_levels",)
     question = "What do the generated prompts of each level hold?"
     conditions = ("task",)

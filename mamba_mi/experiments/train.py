@@ -55,6 +55,7 @@ class Train(Experiment):
 
     Knobs = Knobs
     needs = "nothing"
+    shares = ""
     fresh_model = True
     figures = ("training_curve", "training_recall")
     question = "What has the model learnt, in words it was told and in words it was not?"

@@ -39,6 +39,14 @@ class Ledger:
     flips: Counter = field(default_factory=Counter)  # and those sent to another than in the clean run beside
     least_margin: float = math.inf  # of any token's best expert's probability over the second's, where one was chosen
 
+    def add(self, other: Ledger) -> None:
+        """Count what another has counted, too."""
+        for name in ("edits", "routed", "flips"):
+            getattr(self, name).update(getattr(other, name))
+        self.token_layers += other.token_layers
+        self.halvings += other.halvings
+        self.least_margin = min(self.least_margin, other.least_margin)
+
     @property
     def routing(self) -> dict:
         """For a manifest: how many tokens of jobs went to an expert, and how many to another than in the clean run, by

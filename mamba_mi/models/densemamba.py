@@ -59,7 +59,7 @@ class Config(mamba1.Config):
     def floats(self, length: int, watched: bool) -> int:
         """Mamba-1's, and the routes': what they read, gates, scans."""
         mixing_ = 3 * self.d_inner * self.d_state // length + 1
-        route = 6 * self.d_inner + 2 * self.d_state + mixing_ + (2 * self.d_inner * self.d_state if watched else 0)
+        route = 6 * self.d_inner + 2 * self.d_state + mixing_ + (5 * self.d_inner * self.d_state if watched else 0)
         return super().floats(length, watched) + self.dense_layers * route
 
     @classmethod

@@ -201,7 +201,8 @@ class LM(nn.Module):
             resid_BLD, _ = precise(resid_BLD, keep=False)
         head = self.embedding if self.lm_head is None else self.lm_head
         x_BLD = deepcopy(self.norm_f).double()(resid_BLD[..., :self.config.d_model])
-        return x_BLD @ head.weight[:self.config.vocab_size].double().T
+        rows = head.weight[:self.config.vocab_size].split(1 << 12)  # a whole vocabulary in float64 is a gigabyte
+        return torch.cat([x_BLD @ part.double().T for part in rows], dim=-1)
 
     def _check(self, tokens_BL: Tensor) -> None:
         if tokens_BL.ndim != 2 or tokens_BL.numel() == 0:

@@ -48,8 +48,8 @@ class Config:
     def floats(self, length: int, watched: bool) -> int:
         """Numbers a token of a pass takes within a layer: projections, conv, gate, norm and their temporaries, the scan;
         `watched` where every write is held."""
-        mixing = 3 * self.d_inner * self.d_state // length + 1
-        return 12 * self.d_inner + 4 * self.d_model + mixing + (2 * self.d_inner * self.d_state if watched else 0)
+        mixing = 2 * self.d_inner * self.d_state // length + 1  # each row's state, and a few rows' at work
+        return 9 * self.d_inner + 3 * self.d_model + mixing + (5 * self.d_inner * self.d_state if watched else 0)
 
     @classmethod
     def of(cls, common: Mapping, ssm: Mapping) -> Config:

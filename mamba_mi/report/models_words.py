@@ -39,6 +39,27 @@ def sites(facts: Sequence[Mapping]) -> Columns:
     return Columns(["variant", "sites", "backends", "options"], [False] * 4, rows, "")
 
 
+MEMORY = ["GB", "weights, float32", "bfloat16", "state, a row", "a pass, 64 × 32 tokens", "1 × 2,048", "all their logits",
+          "patching, beside the weights", "the same, measured", "patching in all, float32", "bfloat16"]
+
+
+def memory(footprints: Mapping[str, object], measured: Mapping[str, int]) -> Columns:
+    """What each published Mamba takes; `measured` bytes by name, where they were."""
+    rows = [[name, *(_gb(x) for x in (each.float32, each.bfloat16, each.state, each.short, each.long, each.logits_long, each.run)),
+             _gb(measured[name]) if name in measured else "–", _gb(each.float32 + each.run), _gb(each.bfloat16 + each.run)]
+            for name, each in footprints.items()]
+    return Columns(MEMORY, [False, *[True] * (len(MEMORY) - 1)], rows, "")
+
+
+def memory_markdown(footprints: Mapping[str, object], measured: Mapping[str, int]) -> str:
+    """The table as the README has it."""
+    return "\n".join(_lines(memory(footprints, measured)))
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3f}" if size < 1e8 else f"{size / 1e9:.2f}"
+
+
 def findings(summary: Sequence[Mapping]) -> list[str]:
     """How exact float32 is over the variants, and where the tables are."""
     least, most = (pick(summary, key=lambda row: row["mean"]) for pick in (min, max))

@@ -63,17 +63,15 @@ class Store:
 
     def kept(self) -> set[str]:
         """The keys of the parts that are already there."""
-        return {path.stem for path in (self.folder / "parts").glob("[!.]*.parquet")}
+        return kept(self.folder)
 
     def keep(self, key: str, table: pa.Table) -> None:
         """Keep the effects of one batch, for good: once this returns, they survive even a power cut."""
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", key):
-            raise ValueError(f"a part's key names its file: letters, digits, '.', '_' and '-', not {key!r}")
-        self.write_bytes(f"parts/{key}.parquet", parquet_bytes(table))
+        keep(self.folder, key, table)
 
     def join(self) -> pa.Table:
         """The effects of all parts, in their one order, whatever order they were made in."""
-        parts = [_read(self.folder / "parts" / f"{key}.parquet") for key in sorted(self.kept())]
+        parts = [_read(self.folder / "parts" / f"{key}.parquet") for key in sorted(kept(self.folder))]
         if not parts:
             raise LookupError(f"{self.folder} has kept no effects to join")
         return in_order(pa.concat_tables(parts, promote_options="default"))
@@ -125,6 +123,18 @@ class Store:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def kept(folder: Path) -> set[str]:
+    """The keys of the parts in a run's folder."""
+    return {path.stem for path in (folder / "parts").glob("[!.]*.parquet")}
+
+
+def keep(folder: Path, key: str, table: pa.Table) -> None:
+    """`Store.keep` for a process that shares in a run whose folder another one has open."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", key):
+        raise ValueError(f"a part's key names its file: letters, digits, '.', '_' and '-', not {key!r}")
+    files.write_bytes(folder / f"parts/{key}.parquet", parquet_bytes(table))
 
 
 def _lock(path: Path) -> int:

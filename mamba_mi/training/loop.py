@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_mi.config import UserError
+from mamba_mi.together import Alone
 from mamba_mi.training import checkpointing
-from mamba_mi.training.together import Alone
 
 UNDECAYED = ("A_log", "dt_bias", "D", "conv", "short_filter", "filter_fn")  # parts of names; so are norms and biases, being vectors
 

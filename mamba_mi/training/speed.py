@@ -46,4 +46,4 @@ def _seconds(x: torch.Tensor) -> float:
 
 def _settle(x: torch.Tensor) -> None:
     if x.device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(x.device)

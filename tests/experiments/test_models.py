@@ -8,7 +8,7 @@ import pytest
 from mamba_mi import UserError, load
 from mamba_mi.data import batches, facts
 from mamba_mi.experiments import Setting, models, names
-from mamba_mi.models import EMBEDDED, variants
+from mamba_mi.models import EMBEDDED, footprint, variants
 from mamba_mi.report import models_words
 
 
@@ -83,7 +83,8 @@ def test_a_row_is_told_with_its_interval_and_tested_against_nothing(experiment):
     assert experiment.findings([told]) == models_words.findings([told]) and experiment.caveats([told]) == models_words.CAVEATS
     rows = [told | {"conditions": {"variant": variant}} for variant in experiment.models]
     assert [(title, columns.headings[1]) for title, columns in experiment.listings(SimpleNamespace(summary=rows))] == [
-        ("The variants", "what it is"), ("What runs on them, and how exact", "embedded model"), ("Their sites", "sites")]
+        ("The variants", "what it is"), ("What runs on them, and how exact", "embedded model"), ("Their sites", "sites"),
+        ("Memory of the published Mambas", "weights, float32")]
 
 
 @pytest.mark.parametrize("knob, least", [("prompts", 2), ("batch", 1), ("resamples", 20)])
@@ -109,10 +110,15 @@ def test_the_markdown_has_a_row_a_variant_in_every_table_and_is_the_readmes(expe
     assert markdown in (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_has_the_table_of_memory(experiment):
+    assert experiment.artefacts()["models"]["memory"] in (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_report_has_the_tables_with_this_runs_numbers_and_the_words_say_where_they_are(experiment):
     summary = [{"conditions": {"variant": variant}, "mean": mean, "ci_low": mean / 2, "ci_high": 2 * mean, "n": 4}
                for variant, mean in zip(variants.modules(), (2e-7, 4e-7, 1e-7, 3e-7, 2e-7, 2e-7, 2e-7), strict=True)]
-    _, (_, exact), _ = experiment.listings(SimpleNamespace(summary=summary))
+    _, (_, exact), _, (_, memory) = experiment.listings(SimpleNamespace(summary=summary))
+    assert [row[0] for row in memory.rows] == list(footprint.SHAPES)
     off = {row[0]: row[-1] for row in exact.rows}
     least, most = list(variants.modules())[2], list(variants.modules())[1]
     assert off[least] == "1.0e−07 [5.0e−08, 2.0e−07]" and experiment.headline(summary) == []

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from mamba_mi import data, experiments, models
 from mamba_mi.experiments import Setting
+from mamba_mi.together import Alone
 from mamba_mi.training.text import Rows
-from mamba_mi.training.together import Alone
 from tests.data.conftest import train_bpe
 from tests.data.texts import records, write
 

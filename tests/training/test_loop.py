@@ -14,8 +14,8 @@ import torch
 from mamba_mi import models
 from mamba_mi.config import UserError, stream
 from mamba_mi.data.facts import vocabulary
+from mamba_mi.together import Alone
 from mamba_mi.training import Recipe, checkpointing, fit, learning_rate, packing, parameter_groups
-from mamba_mi.training.together import Alone
 
 CONFIG = {"d_model": 16, "n_layer": 2, "vocab_size": len(vocabulary()), "pad_vocab_size_multiple": 16,
           "ssm_cfg": {"layer": "Mamba2", "d_state": 4, "headdim": 8}}

@@ -1,20 +1,17 @@
 """Several processes: the same batch in shares gives the curve of one process; who may not be started so is told in a line."""
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mamba_mi import together
 from mamba_mi.config import UserError
-from mamba_mi.training import together
 from tests.data.texts import records, write
+from tests.torchrun import torchrun
 from tests.training.corpora import gradients_of_ranks, made, tokenizer_file
 
-REPO = Path(__file__).resolve().parents[2]
 WORDS = ["experiment=train", "model=mamba2-130m", "dataset=pile", "dataset.heldout=0.2", "dataset.buffer=10", "threads=1",
          "model.sizes.d_model=16", "model.sizes.n_layer=2", "model.sizes.d_state=4", "model.sizes.headdim=8", "model.sizes.vocab_size=361",
          "method.steps=6", "method.batch=4", "method.length=24", "method.warmup=1", "method.examined=6", "method.eval_every=3",
@@ -40,23 +37,17 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path):
 def test_without_accelerate_several_processes_are_refused_in_a_line(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2: training in several processes needs accelerate \(pip install '.\[train\]'\)"):
-        together.join("cpu", True, "it")
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2: several processes need accelerate \(pip install '.\[train\]'\)"):
+        together.join("cpu", together.FIT, "it")
     with pytest.raises(UserError, match="WORLD_SIZE=2: experiment=patching runs in one process; start it without torchrun"):
-        together.join("cpu", False, "experiment=patching")
+        together.join("cpu", "", "experiment=patching")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert together.join("cpu", False, "it").count == 1
+    assert together.join("cpu", "", "it").count == 1
 
 
 def launched(folder, processes: int, *words) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"] if processes > 1 \
-        else [sys.executable]
-    done = subprocess.run([*started, str(REPO / "launch.py"), *WORDS, f"model.tokenizer={folder / 'tokenizer.json'}",
-                           f"dataset.path={folder / 'text.jsonl.zst'}", *words, f"paths.logs={folder / str(processes)}"],
-                          cwd=folder, capture_output=True, text=True, timeout=280, env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"})
+    done = torchrun(processes, *WORDS, f"model.tokenizer={folder / 'tokenizer.json'}", f"dataset.path={folder / 'text.jsonl.zst'}",
+                    *words, f"paths.logs={folder / str(processes)}", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return next((folder / str(processes)).glob("*/*/*/manifest.json")).parent
 
@@ -81,8 +72,8 @@ def test_two_processes_go_on_from_where_one_was(tmp_path):
     """Checkpoints do not know how many there were: stopped after three steps in one, it ends as if in one."""
     tokenizer_file(tmp_path)
     write(tmp_path / "text.jsonl.zst", records(90))
-    script = ("import sys; sys.path[:0] = {path!r}\nfrom pathlib import Path\nfrom mamba_mi.training import together\n"
-              "from tests.training.corpora import made\nfolder = Path({folder!r})\nranks = together.join('cpu', True, '')\n"
+    script = ("import sys; sys.path[:0] = {path!r}\nfrom pathlib import Path\nfrom mamba_mi import together\n"
+              "from tests.training.corpora import made\nfolder = Path({folder!r})\nranks = together.join('cpu', together.FIT, '')\n"
               "train = made(folder, ranks=ranks, steps=6, warmup=2)\ntrain.fit(None, folder / 'cut')\n"
               "print('curve', ranks.rank, [p['loss'] for p in train.curve])")
     whole = made(tmp_path, steps=6, warmup=2)
@@ -93,11 +84,7 @@ def test_two_processes_go_on_from_where_one_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cut.fit(None, tmp_path / "cut")
     (tmp_path / "go.py").write_text(script.format(path=sys.path, folder=str(tmp_path)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
-                           str(tmp_path / "go.py")], capture_output=True, text=True, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = torchrun(2, cwd=tmp_path, script=tmp_path / "go.py")
     assert done.returncode == 0, done.stderr[-3000:]
     curves = [json.loads(line.split(maxsplit=2)[2]) for line in done.stdout.splitlines() if line.startswith("curve")]
     assert len(curves) == 2 and curves[0] == curves[1]
