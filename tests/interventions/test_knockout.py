@@ -213,7 +213,7 @@ def test_the_cone_equals_one_full_forward_a_set(variant, backend):
     torch.testing.assert_close(got, brute_force(lm, tokens_BL, sets()), rtol=0, atol=1e-10)
     assert ledger.edits["knockout"] == sum(len(k.sites) for s in sets() for k in s if isinstance(k, Knockout))
     assert ledger.token_layers < 0.2 * len(sets()) * L * 3 * 3
-    for memory, more in ((200_000, 1), (50_000, 2)):  # in more chunks; and too little to hold what lies before a query
+    for memory, more in ((200_000, 1), (30_000, 2)):  # in more chunks; and too little to hold what lies before a query
         again = Ledger()
         parts = evaluate(lm, tokens_BL, sets(), lambda x: x[..., :V], memory=memory, ledger=again)
         torch.testing.assert_close(parts, got, rtol=0, atol=1e-12)
