@@ -25,8 +25,8 @@ from rich.progress import Progress
 from roofline import Limits, Work, limits, of_many_decays, of_one_decay, seconds
 from torch import nn
 
-from mamba_mi import Knockout, backends
-from mamba_mi.config import stream
+from mamba_mi import Knockout, backends, models
+from mamba_mi.config import UserError, stream
 from mamba_mi.interventions import contrast
 
 # what is timed of it, by length: a part of its layers and of its vocabulary
@@ -176,7 +176,7 @@ def page(result: dict) -> str:
             "them, in every layer, the clean run included; \"patch grid\" is every layer and position of the residual "
             f"stream, \"heatmap\" every token by every window of {WINDOW} layers; these and \"recorded\" run on the "
             f"backend that `auto` takes ({', '.join(sorted({row['backend'] for row in rows}))}). \"tuned\" is transformers "
-            "at its best chunk_size, no cache. \"apart\" is the largest difference of logits over the largest.\n\n"
+            "without a cache, its Mamba-2 at the best chunk_size. \"apart\" is the largest difference of logits over the largest.\n\n"
             f"Made by `python benchmarks/kernels.py{result['asked']}`.\n\n" + table(header, body) + _roofline(result))
 
 
@@ -198,16 +198,27 @@ def _cell(x: dict | None) -> str:
     return "" if x is None else f"**{x['median']:.2f}** ({x['min']:.2f}–{x['max']:.2f})"
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1 on")
+    return int(text)
+
+
 def main(argv=None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--length", nargs="+", type=int, default=[32, 128, 512, 2048, 8192, 65536])
+    parser.add_argument("--length", nargs="+", type=_count, default=[32, 128, 512, 2048, 8192, 65536])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds a shape, at least (3)")
+    parser.add_argument("--repeats", type=_count, default=3, help="rounds a shape, at least (3)")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds a shape, unless --repeats need more (10)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the Markdown and the JSON")
     args = parser.parse_args(argv)
+    try:
+        models.device_of(args.device)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError) as error:
+        parser.error(str(error))
     asked = "".join(f" --{name} {' '.join(map(str, x)) if isinstance(x, list) else x}"
                     for name, x in vars(args).items() if name != "out" and x != parser.get_default(name))
     result = run(args.model, args.length, device=args.device, repeats=args.repeats, budget=args.budget, asked=asked)

@@ -25,9 +25,16 @@ DEVICES = ("cpu",)
 ALONE = 2**16  # numbers a loop goes over that are not worth a second thread
 
 
+@cache
 def missing() -> str:
-    """Why this backend cannot run here; empty when it can."""
-    return "" if find_spec("numba") else "numba is not installed (pip install numba)"
+    """Why this backend cannot run here; empty when it can. numba is imported for it: one that is there may still not load."""
+    if not find_spec("numba"):
+        return "numba is not installed (pip install numba)"
+    try:
+        _loops()
+    except Exception as error:  # an older or newer numpy, a broken build: whatever an import raises
+        return f"numba is installed, but its import fails: {type(error).__name__}: {error}".partition("\n")[0]
+    return ""
 
 
 def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,

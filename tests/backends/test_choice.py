@@ -1,4 +1,8 @@
 """How a backend is found, chosen and refused."""
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,15 +25,29 @@ def test_auto_chooses_one_that_runs_and_says_which():
     assert not backends.get(choice.used).missing()
 
 
-def test_auto_takes_the_compiled_loops_on_a_cpu_and_without_numba_says_why_not(monkeypatch):
+def test_auto_takes_the_compiled_loops_on_a_cpu_and_without_numba_says_why_not(monkeypatch, request):
     assert backends.choose("auto", "cpu") == ("auto", "compiled", "the fastest installed kernel for cpu", "torch")
+    compiled.missing.cache_clear()
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    request.addfinalizer(compiled.missing.cache_clear)
     choice = backends.choose("auto", "cpu")
     assert choice.used == "chunked"
     assert choice.why.endswith("not compiled: numba is not installed (pip install numba)")
     assert "compiled" in backends.names() and "compiled" not in backends.available()
     with pytest.raises(UserError, match="^backend=compiled cannot run: numba is not installed .*; backend=chunked runs everywhere$"):
         backends.choose("compiled", "cpu")
+
+
+@pytest.mark.parametrize("error", ["ImportError('Numba needs NumPy 2.3 or less')", "RuntimeError('no LLVM')"])
+def test_a_numba_that_does_not_load_is_as_good_as_none(error, tmp_path):
+    (tmp_path / "numba.py").write_text(f"raise {error}")
+    program = "from mamba_mi import backends; print(backends.choose('auto', 'cpu')); backends.choose('compiled', 'cpu')"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    kind, said = error.split("(")[0], error.split("'")[1]
+    assert f"used='chunked', why='the fastest installed kernel for cpu; not compiled: numba is installed, but its import fails: " \
+           f"{kind}: {said}'" in done.stdout.replace('"', "'")
+    assert done.stderr.splitlines()[-1].endswith(f"import fails: {kind}: {said}; backend=chunked runs everywhere")
 
 
 def test_a_backend_of_another_device_is_refused():

@@ -165,6 +165,38 @@ def test_exp2_is_within_3e_7_from_the_least_to_the_greatest():
     assert np.array_equal(out[:2], np.full(2, 2.0**-126, np.float32))
 
 
+@pytest.mark.parametrize("broken", ["cut off", "full disk"])
+def test_what_is_kept_on_disk_may_be_broken(broken, tmp_path):
+    program = """
+import errno, sys, warnings
+import torch
+from numba.core.caching import IndexDataCacheFile
+from mamba_mi.backends import compiled
+if "full disk" in sys.argv:
+    def save(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    IndexDataCacheFile.save = save
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as said:
+    for _ in range(2):
+        assert torch.equal(compiled.gate(torch.ones(1, 1, 3), torch.zeros(1, 1, 3)), torch.zeros(1, 1, 3))
+print([str(each.message) for each in said])
+"""
+    def run():
+        env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", program, broken], capture_output=True, text=True, env=env, cwd=os.getcwd())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    if broken == "full disk":
+        assert run().count("gate is compiled anew") == 1
+        return
+    assert run() == "[]\n" and list(tmp_path.rglob("*.nbc"))
+    for file in tmp_path.rglob("*.nb?"):
+        file.write_bytes(file.read_bytes()[:20])
+    assert run().count("gate is compiled anew, for what numba keeps on disk is of no use") == 1
+
+
 def test_loops_are_compiled_where_nothing_can_be_kept_on_disk(tmp_path):
     program = """
 import numba.core.caching as caching

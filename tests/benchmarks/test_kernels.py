@@ -52,6 +52,15 @@ def test_a_backend_that_disagrees_is_not_timed(monkeypatch):
         kernels.compare("mamba-130m", 9, "cpu", 1, 0.0, **TINY)
 
 
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--length", "0"], "0: give a whole number from 1 on"), (["--repeats", "-1"], "give a whole number from 1 on"),
+    (["--device", "gpu"], "device=gpu: "), (["--device", "cuda:9"], "device=cuda:9: "), (["--out", "/dev/null/x"], "/dev/null/x")])
+def test_a_wrong_flag_is_a_line(flags, said, capsys):
+    with pytest.raises(SystemExit):
+        kernels.main(flags)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", kernels.MODELS)
 @pytest.mark.parametrize("length", [32, 512, 65536])
 def test_a_part_is_whole_layers(name, length):

@@ -9,7 +9,10 @@ Shape legend: B batch, L length, E channels, C channels of the conv, K conv widt
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import wraps
+from pickle import UnpicklingError
 
 import numba
 import numpy as np
@@ -106,10 +109,24 @@ for _wide, _narrow in ((exp2, _exp2), (silu, _silu), (softplus, _softplus)):
 def compiled(loop: Callable) -> Callable:
     """`loop` as machine code, compiled when first called and kept on disk where there is a place for it."""
     how = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+    anew = numba.njit(**how)(loop)
     try:
-        return numba.njit(cache=True, **how)(loop)
+        kept = [numba.njit(cache=True, **how)(loop)]
     except RuntimeError:  # nowhere to keep it
-        return numba.njit(**how)(loop)
+        return anew
+
+    @wraps(loop)
+    def run(*given):
+        while kept:
+            try:
+                return kept[0](*given)
+            except (OSError, EOFError, ValueError, UnpicklingError) as error:  # a full disk, a file that was cut off
+                kept.clear()
+                warnings.warn(f"backend=compiled: {loop.__name__} is compiled anew, for what numba keeps on disk is of no use "
+                              f"({type(error).__name__}: {error}); remove the files *.nbi and *.nbc there", stacklevel=2)
+        return anew(*given)
+
+    return run
 
 
 @compiled
