@@ -36,7 +36,8 @@ MODELS = {"mamba-130m": ("mamba1", 768, 24), "mamba2-130m": ("mamba2", 768, 24),
 SOURCES = (1, 16, 64)
 PLAIN = ("reference", "attention")  # backends that show their work: nobody runs them for speed
 CELLS = 32  # no map of a prompt longer than this
-LONG = 8192  # one round is enough of what is longer
+LONG = 8192  # one round is enough of what is longer, the first
+LARGE = 512  # tokens on a CPU, of models of 1b and more
 THEIRS = 2048  # no forward of transformers at more tokens than this
 WINDOW = 5
 
@@ -97,16 +98,17 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
     del logits_BLV
     scans = scans_of(lm, length)
     calls |= {what: call for what, (call, _) in scans.items()}
-    rounds = [{what: seconds(call, device) for what, call in calls.items()}]  # warms up, and is not counted
-    count = 1 if length > LONG else max(repeats, min(15, int(budget / sum(rounds[0].values()))))
+    rounds = [{what: seconds(call, device) for what, call in calls.items()}]
+    count = 0 if length > LONG else max(repeats, min(15, int(budget / sum(rounds[0].values()))))
     for done in range(count):
         tell(f"{name}, {length} tokens: round {done + 1} of {count}")
         rounds.append({what: seconds(call, device) for what, call in calls.items()})
+    rounds = rounds[1:] or rounds  # the first warmed up
     return {"model": name, "length": length, "layers": lm.config.n_layer, "of": layers, "backend": lm.choice.used,
-            "rounds": count, "apart": apart, "milliseconds": 1e3 * statistics.median(r["floor"] for r in rounds[1:]),
-            "floors": {what: _spread([r[what] / r["floor"] for r in rounds[1:]])
+            "rounds": len(rounds), "apart": apart, "milliseconds": 1e3 * statistics.median(r["floor"] for r in rounds),
+            "floors": {what: _spread([r[what] / r["floor"] for r in rounds])
                        for what in calls if what != "floor" and what not in scans},
-            "scans": {what: {"milliseconds": 1e3 * statistics.median(r[what] for r in rounds[1:]), "work": list(work)}
+            "scans": {what: {"milliseconds": 1e3 * statistics.median(r[what] for r in rounds), "work": list(work)}
                       for what, (_, work) in scans.items()}}
 
 
@@ -149,7 +151,7 @@ def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float
         task = bar.add_task("kernels", total=len(models) * len(lengths))
         for name in models:
             for length in lengths:
-                if MODELS[name][1] <= 768 or length <= THEIRS or device != "cpu":
+                if MODELS[name][1] <= 768 or length <= LARGE or device != "cpu":
                     rows.append(compare(name, length, device, repeats, budget, **sizes,
                                         tell=lambda text: bar.update(task, description=text)))
                 bar.advance(task)
