@@ -61,8 +61,8 @@ def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> 
         return chunked.conv(*given, tail=tail, keep_tail=keep_tail, silu=silu)
     kind = torch.promote_types(u_BLC.dtype, weight_CK.dtype)  # under autocast the inputs are short and the weights are not
     seen_BLC = u_BLC if tail is None else torch.cat([spread(tail, len(u_BLC)), u_BLC], dim=1)
-    activation = "silu" if silu else None
-    y_BLC, = borrowed(partial(_conv, activation), partial(_shifted_sums, silu), (seen_BLC.to(kind), weight_CK.to(kind), bias_C.to(kind)), states=True)
+    y_BLC, = borrowed(partial(_conv, "silu" if silu else None), partial(_shifted_sums, silu),
+                      (seen_BLC.to(kind), weight_CK.to(kind), bias_C.to(kind)), states=True)
     if not keep_tail:
         return y_BLC[:, -u_BLC.shape[1]:], None
     before = u_BLC.new_zeros(1, width - 1, u_BLC.shape[2]) if tail is None else tail

@@ -20,9 +20,8 @@ from collections.abc import Iterator
 import torch
 from torch.autograd import Function
 
-from mamba_mi.backends import reference
 from mamba_mi.backends.one_decay import CHUNK, chunks, cumulated, spans_of, walk
-from mamba_mi.backends.reference import again, gather, own_types, starts
+from mamba_mi.backends.reference import again, by_token, gather, own_types, starts
 
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
 
@@ -61,7 +60,7 @@ class OneDecay(Function):
     def backward(ctx, dy, dlast):
         *given, borders_KBHPN = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *again(_by_token, given, (dy, dlast), ctx.needs_input_grad), None
+            return *again(by_token, given, (dy, dlast), ctx.needs_input_grad), None
         with own_types(borders_KBHPN):
             return *_back(dy, dlast, *given, borders_KBHPN), None
 
@@ -129,10 +128,6 @@ def _inside_back(dy, x, B_, C_, left):
 def _before(size, like):
     """1 where s < τ, 0 elsewhere, s × τ."""
     return torch.ones(size, size, dtype=like.dtype, device=like.device).triu(1)
-
-
-def _by_token(v, dt, w, A_H1, B_BLGN, C_BLGN, h0):
-    return reference.scan(v, dt, A_H1, B_BLGN, C_BLGN, h0=h0, dt_write=w)
 
 
 def _few(rows: int, v_BLHP) -> Iterator[slice]:

@@ -23,6 +23,11 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
     return watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0=h0, dt_write=dt_write)
 
 
+def by_token(v_BLHP, dt_BLH, w_BLH, A_HN, B_BLGN, C_BLGN, h0) -> tuple[Tensor, Tensor]:
+    """`scan` in the order of a gradient by hand, which `again` takes through it where it is to have one itself."""
+    return scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0=h0, dt_write=w_BLH)
+
+
 def watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, dt_write: Tensor | None = None,
                  on_write: Callable[[Tensor], Tensor] | None = None,
                  on_state: Callable[[int, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:

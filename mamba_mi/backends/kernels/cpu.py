@@ -117,7 +117,7 @@ def compiled(loop: Callable) -> Callable:
 
     @wraps(loop)
     def run(*given):
-        while kept:
+        if kept:
             try:
                 return kept[0](*given)
             except (OSError, EOFError, ValueError, UnpicklingError) as error:  # a full disk, a file that was cut off

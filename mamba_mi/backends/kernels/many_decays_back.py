@@ -14,10 +14,9 @@ import triton
 import triton.language as tl
 from torch.autograd import Function
 
-from mamba_mi.backends import reference
 from mamba_mi.backends.kernels import many_decays
 from mamba_mi.backends.kernels.launch import LOG2E, inner, on, padded, strides, sums_in
-from mamba_mi.backends.reference import again
+from mamba_mi.backends.reference import again, by_token
 
 
 @triton.jit
@@ -97,7 +96,7 @@ class ManyDecays(Function):
     def backward(ctx, dy, dlast):
         *given, borders = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return again(_by_token, given, (dy, dlast), ctx.needs_input_grad)
+            return again(by_token, given, (dy, dlast), ctx.needs_input_grad)
         return _back(dy, dlast, *given, borders)  # under autocast, too: no product here is one that it shortens
 
 
@@ -128,7 +127,3 @@ def tiles(wide: int, state: int) -> tuple[int, int, int]:
     held = padded(state)
     channels = min(padded(wide), max(16, 512 // held))
     return channels, held, max(1, min(8, channels * held // 128))
-
-
-def _by_token(v, dt, w, A_HN, B_BLGN, C_BLGN, h0):
-    return reference.scan(v, dt, A_HN, B_BLGN, C_BLGN, h0=h0, dt_write=w)

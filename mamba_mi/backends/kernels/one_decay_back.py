@@ -15,11 +15,10 @@ import triton
 import triton.language as tl
 from torch.autograd import Function
 
-from mamba_mi.backends import reference
 from mamba_mi.backends.kernels import one_decay
 from mamba_mi.backends.kernels.launch import inner, on, strides
 from mamba_mi.backends.kernels.one_decay import Launch, decays, filled
-from mamba_mi.backends.reference import again, own_types
+from mamba_mi.backends.reference import again, by_token, own_types
 
 TOGETHER = 8  # heads a program sums over, at most: more are fewer programs, fewer are more partial sums
 
@@ -80,7 +79,7 @@ class OneDecay(Function):
     def backward(ctx, dy, dlast):
         *given, kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *again(_by_token, given, (dy, dlast), ctx.needs_input_grad), None
+            return *again(by_token, given, (dy, dlast), ctx.needs_input_grad), None
         with own_types(kept), on(kept):
             return *_back(dy, dlast, *given, kept), None
 
@@ -135,7 +134,3 @@ def _of_states(run, x_BLHP, scale_BMH, h_KBHPN):
     x_BKGTE = x.unflatten(1, (-1, one_decay.CHUNK)).unflatten(3, (run.groups, -1)).flatten(4).transpose(2, 3)
     h_BKGEN = h_KBHPN.transpose(0, 1).unflatten(2, (run.groups, -1)).flatten(3, 4)
     return (x_BKGTE @ h_BKGEN).transpose(2, 3).flatten(1, 2)
-
-
-def _by_token(v, dt, w, A_H1, B_BLGN, C_BLGN, h0):
-    return reference.scan(v, dt, A_H1, B_BLGN, C_BLGN, h0=h0, dt_write=w)
