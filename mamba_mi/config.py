@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 # The names of subspaces, which rooms from interventions to report share and which need no torch.
@@ -33,6 +34,11 @@ def several(asked: object, known: Sequence[str], key: str, whole: Iterable[str] 
     if not names or len(set(names)) < len(names):
         raise UserError(f"{key}={names}: at least one, and each once")
     return names
+
+
+def processes() -> int:
+    """How many processes this run has: what torchrun says in WORLD_SIZE."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def stream(seed: int, *names: object):

@@ -11,19 +11,14 @@ from datetime import timedelta
 
 import torch
 
-from mamba_mi.config import UserError
+from mamba_mi.config import UserError, processes
 
 BATCHES, FIT = "batches", "fit"  # what the processes of an experiment may share; some share nothing
 
 
-def count() -> int:
-    """How many processes this run has: what torchrun says in WORLD_SIZE."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def is_first() -> bool:
     """Whether this is the process that writes and speaks."""
-    return count() == 1 or int(os.environ["RANK"]) == 0
+    return processes() == 1 or int(os.environ["RANK"]) == 0
 
 
 class Alone:
@@ -85,16 +80,16 @@ def join(device: str, shares: str, what: str) -> Alone:
 
     `what` they do is done in one unless it `shares` something.
     """
-    if count() == 1:
+    if processes() == 1:
         return Alone()
     if not shares:
-        raise UserError(f"WORLD_SIZE={count()}: {what} runs in one process; start it without torchrun, which is for experiments that "
+        raise UserError(f"WORLD_SIZE={processes()}: {what} runs in one process; start it without torchrun, which is for experiments that "
                         "measure prompts and for experiment=train dataset=pile")
     _check_gpu(device)
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError:
-        raise UserError(f"WORLD_SIZE={count()}: several processes need accelerate (pip install '.[train]'); without torchrun it runs "
+        raise UserError(f"WORLD_SIZE={processes()}: several processes need accelerate (pip install '.[train]'); without torchrun it runs "
                         "in one") from None
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first examines, for longer than half an hour
     return Ranks(Accelerator(cpu=device == "cpu", kwargs_handlers=[patient]))
@@ -102,15 +97,15 @@ def join(device: str, shares: str, what: str) -> Alone:
 
 def demand_shareable(what: str, fits: int) -> None:
     """Raise where several processes would each have to fit on the same prompts before they share any."""
-    if count() > 1 and fits:
-        raise UserError(f"WORLD_SIZE={count()}: {what} fits on {fits} prompts first, which is done in one process; start it without torchrun")
+    if processes() > 1 and fits:
+        raise UserError(f"WORLD_SIZE={processes()}: {what} fits on {fits} prompts first, which is done in one process; start it without torchrun")
 
 
 def _check_gpu(device: str) -> None:
     """Each process takes the GPU of its number on this machine."""
     kind, _, number = device.partition(":")
     if number:
-        raise UserError(f"device={device}: {count()} processes take a GPU each; give device={kind}, or start it without torchrun")
+        raise UserError(f"device={device}: {processes()} processes take a GPU each; give device={kind}, or start it without torchrun")
     there, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK") or 0)
     if kind == "cuda" and local >= there:
         raise UserError(f"LOCAL_RANK={local}: this machine has {there} CUDA devices, one a process; torchrun --nproc-per-node={there}")

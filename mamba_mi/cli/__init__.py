@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mamba_mi import __version__
 from mamba_mi.cli import flags
-from mamba_mi.config import UserError
+from mamba_mi.config import UserError, processes
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -88,8 +88,8 @@ def _sweep(given: list[str], plan) -> int:
     """All jobs of a sweep, then what they show together: also when a launcher failed or the user has had enough."""
     from mamba_mi.cli import sweeping
 
-    if _processes() > 1:
-        raise UserError(f"WORLD_SIZE={_processes()}: a sweep is started without torchrun; launcher=joblib runs its jobs side by side")
+    if processes() > 1:
+        raise UserError(f"WORLD_SIZE={processes()}: a sweep is started without torchrun; launcher=joblib runs its jobs side by side")
     folder = sweeping.begin(plan, sys.argv)
     try:
         _hand_over(given, plan.words, [_sweep_dir(folder)])
@@ -176,15 +176,10 @@ def _say(error: Exception) -> int:
     ours = _is_users(error)
     if not ours or os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
-    where = f"error (process {int(os.environ['RANK']) + 1} of {_processes()})" if _processes() > 1 else "error"
+    where = f"error (process {int(os.environ['RANK']) + 1} of {processes()})" if processes() > 1 else "error"
     print(f"{where}: {_line(error)}" if ours else f"{where}: this is a fault of the program, not of the command; please "
           f"report it with the lines above (mamba_mi {__version__})", file=sys.stderr)
     return 1
-
-
-def _processes() -> int:
-    """How many torchrun has started; mamba_mi.together says so, too, but imports torch."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def _is_users(error: Exception) -> bool:
