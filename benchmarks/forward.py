@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from machine import describe, table, write
+from machine import describe, spread_of, table, write
 from rich.progress import Progress
 from torch import Tensor
 
@@ -116,12 +116,8 @@ def compare(lm, theirs: dict[str, Callable], batch: int, length: int, budget: fl
     return {"variant": lm.config.variant, "batch": batch, "length": length, "layers": lm.config.n_layer,
             "vocab_size": lm.config.vocab_size, "rounds": count, "apart": apart, "tuned": best,
             "seconds": {name: statistics.median(r[name] for r in rounds) for name in calls},
-            "times_faster": {f"{mine} vs {its}": _spread([r[its] / r[mine] for r in rounds])
+            "times_faster": {f"{mine} vs {its}": spread_of([r[its] / r[mine] for r in rounds])
                              for mine in ("blind", "recorded") for its in ("default", "tuned")}}
-
-
-def _spread(ratios: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def part_of(tokens: int) -> int:

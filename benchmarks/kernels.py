@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from forward import check_equal, contestants, ours, recorded
 from knockout import cells, light_cone
-from machine import describe, table, write
+from machine import describe, spread_of, table, write
 from patching import Grid
 from rich.progress import Progress
 from roofline import Limits, Work, limits, of_many_decays, of_one_decay, seconds
@@ -106,7 +106,7 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
     rounds = rounds[1:] or rounds  # the first warmed up
     return {"model": name, "length": length, "layers": lm.config.n_layer, "of": layers, "backend": lm.choice.used,
             "rounds": len(rounds), "apart": apart, "milliseconds": 1e3 * statistics.median(r["floor"] for r in rounds),
-            "floors": {what: _spread([r[what] / r["floor"] for r in rounds])
+            "floors": {what: spread_of([r[what] / r["floor"] for r in rounds])
                        for what in calls if what != "floor" and what not in scans},
             "scans": {what: {"milliseconds": 1e3 * statistics.median(r[what] for r in rounds), "work": list(work)}
                       for what, (_, work) in scans.items()}}
@@ -137,10 +137,6 @@ def _theirs(lm, tokens_BL, device: str) -> dict[str, Callable]:
     best = min((what for what in tries if what != "default"), key=tries.get)
     return {"transformers": partial(models["default"], tokens_BL.to(device)),
             "transformers, tuned": partial(models[best], tokens_BL.to(device))}
-
-
-def _spread(ratios: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float = 10.0, asked: str = "", **sizes) -> dict:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from forward import check_equal, ours, seconds
-from machine import describe, table, write
+from machine import describe, spread_of, table, write
 from rich.progress import Progress
 from torch import Tensor
 
@@ -140,15 +140,11 @@ def compare(lm, length: int, window: int, repeats: int, tell=print) -> dict:
         tell(f"{length} tokens: round {done} of {repeats}")
         rounds.append({name: seconds(call) / count for name, (call, count) in calls.items()})
     rounds, counted = rounds[1:], operations(lm, length, window)
-    spread = lambda top, bottom: _spread([r[top] / r[bottom] for r in rounds])  # noqa: E731
+    spread = lambda top, bottom: spread_of([r[top] / r[bottom] for r in rounds])  # noqa: E731
     return {"length": length, "cells": len(every), "apart": apart, "batch": best, "rounds": repeats,
             "ms_a_cell": {name: 1e3 * statistics.median(r[name] for r in rounds) for name in calls},
             "a/c": spread("a", "c"), "a/c, two logits": spread("a", "c, two logits"), "b/c": spread("b", "c"),
             "operations b/c": counted["full"] / counted["cone"]}
-
-
-def _spread(ratios: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def page(result: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,11 @@ def describe(*packages: str) -> dict:
         if info.is_file() else []
     return {"cpu": names[0] if names else platform.processor() or platform.machine(), "cores": os.cpu_count(),
             "system": platform.system(), "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def spread_of(numbers: list[float]) -> dict[str, float]:
+    """Their median, least and most."""
+    return {"median": statistics.median(numbers), "min": min(numbers), "max": max(numbers)}
 
 
 def table(header: list[str], rows: list[list]) -> str:

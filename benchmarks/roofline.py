@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from forward import seconds as cpu_seconds
 
 CHUNK = 64
 
@@ -69,9 +70,7 @@ def _best(call: Callable, device: str, tries: int = 7) -> float:
 def seconds(call: Callable, device: str) -> float:
     """CPU seconds of this process; on a CUDA device, wall seconds until all of it is done."""
     if torch.device(device).type == "cpu":
-        start = time.process_time()
-        call()
-        return time.process_time() - start
+        return cpu_seconds(call)
     torch.cuda.synchronize(device)
     start = time.perf_counter()
     call()

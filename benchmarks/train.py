@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from forward import CHUNKS, SSM, ours, seconds, their_name, transformers_model
-from machine import describe, table, write
+from machine import describe, spread_of, table, write
 from memory import reset, status
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -124,12 +123,8 @@ def compare(variant: str, size: Size, rounds: int, tell=lambda text: None) -> di
         times.append({name: seconds(step) for name, step in steps.items()})
     times, count = times[1:], tokens_BL.numel()
     return {"rounds": rounds, "apart": apart, "best": min(names(variant)[1:], key=lambda name: min(t[name] for t in times)),
-            "tokens_per_second": {name: _spread([count / t[name] for t in times]) for name in steps},
-            "times_faster": {name: _spread([t[name] / t["ours"] for t in times]) for name in steps if name != "ours"}}
-
-
-def _spread(numbers: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(numbers), "min": min(numbers), "max": max(numbers)}
+            "tokens_per_second": {name: spread_of([count / t[name] for t in times]) for name in steps},
+            "times_faster": {name: spread_of([t[name] / t["ours"] for t in times]) for name in steps if name != "ours"}}
 
 
 def peak(variant: str, name: str, size: Size) -> int:
