@@ -65,8 +65,8 @@ def findings(summary: Sequence[Mapping]) -> list[str]:
     least, most = (pick(summary, key=lambda row: row["mean"]) for pick in (min, max))
     return [f"{len(summary)} variants: the float32 logits of their embedded models, or of an untrained one where none ships, are off "
             f"float64's by {_off(least)} to {_off(most)} of the largest on average (n = {span([row['n'] for row in summary])} prompts).",
-            "What each variant is, what runs on it and how exact it is are three tables: in report.html, and as Markdown in "
-            "artifacts/models.json under \"markdown\"."]
+            "What each variant is, what runs on it and how exact it is are three tables, what the published Mambas take of memory is a "
+            "fourth: in report.html, and as Markdown in artifacts/models.json under \"markdown\" and \"memory\"."]
 
 
 def _off(row: Mapping) -> str:
