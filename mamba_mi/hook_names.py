@@ -63,6 +63,11 @@ def site_name(asked: str) -> str:
     return place.name
 
 
+def state_name(layer: int, position: int) -> str:
+    """The name of a layer's state after one token."""
+    return f"blocks.{layer}.hook_h.{position}"
+
+
 def place_of(asked: str) -> Place:
     """Where any accepted name points: `blocks.3.hook_h.7`, `hook_embed`, `hook_h`, and our own `3.dt`, `dt`."""
     if ours := re.fullmatch(r"(?:(-?\d+)\.)?([A-Za-z_]\w*)", asked):

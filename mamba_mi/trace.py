@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
-from mamba_mi.hook_names import Place, place_of, site_name
+from mamba_mi.hook_names import Place, place_of, site_name, state_name
 
 __all__ = ["BLIND", "KNOCKOUT", "Intervention", "NeverReached", "Site", "Trace", "site_name"]
 KNOCKOUT = "knockout"  # where knockouts act and are counted under; no value passes here, so it is no site of a model
@@ -61,7 +61,8 @@ class _Asked(Site):
 
 
 class Values(dict):
-    """Tensors by site, found under any name the site has; a name with a position gives that position alone."""
+    """Tensors by site, found under any name the site has; a name with a position gives that position alone. Where nothing
+    but positions was kept of a site, these are found by their names (`state_name`), and the site is not."""
 
     def __init__(self, values, start: int):
         super().__init__(values)
@@ -69,9 +70,12 @@ class Values(dict):
 
     def __missing__(self, asked):
         site = Site.of(asked)
+        position = getattr(site, "position", None)
+        if position is not None and dict.__contains__(self, name := state_name(site.layer, position)):
+            return self[name]
         if not dict.__contains__(self, site):
             raise KeyError(f"{site} was not kept; kept are {', '.join(map(str, self)) or 'none'}")
-        x, position = self[Site(*site)], getattr(site, "position", None)
+        x = self[Site(*site)]
         if position is None:
             return x
         if not 0 <= position - self.start < x.shape[1]:
@@ -102,16 +106,28 @@ class Trace:
     """One prompt's passage through a model, seen from inside: `.values[site]` for the sites kept, edits applied.
 
     Serves one pass, or several that go on where the last one stopped (generation). Kept values are cut from the
-    graph unless `grad`: then after `loss.backward()` the gradient at each is in `.grads`. Use it as a context: leaving raises NeverReached for a site or a position never met.
+    graph unless `grad`: then after `loss.backward()` the gradient at each is in `.grads`. Of a state that is kept by names
+    with positions alone (`"blocks.3.hook_h.7"`) no other positions are held. Use it as a context: leaving raises NeverReached
+    for a site or a position never met.
     """
 
     def __init__(self, keep: Iterable[Site | str] = (), interventions: Iterable[Intervention] = (), grad: bool = False):
-        self.keep = frozenset(Site.of(site) for site in ([keep] if isinstance(keep, str | Site) else keep))
+        asked = [Site.of(site) for site in ([keep] if isinstance(keep, str | Site) else keep)]
+        named = [(site, getattr(site, "position", None)) for site in asked]
+        self.keep = frozenset(asked)
         self.interventions, self.grad = tuple(interventions), grad
         self.counts: Counter[Site] = Counter()
         self.memory: dict = {}  # what is made once and serves every layer
         self.offset, self._start, self._end = 0, 0, None
-        self._pieces: dict[Site, list[Tensor]] = defaultdict(list)
+        whole = {site for site, position in named if grad or position is None}
+        self._few: dict[Site, set[int]] = defaultdict(set)  # the positions that alone are kept
+        self._unmet: dict[Site, set[int]] = defaultdict(set)  # those that were named and not met yet
+        for site, position in named:
+            if position is not None:
+                self._unmet[site].add(position)
+            if site not in whole:
+                self._few[site].add(position)
+        self._pieces: dict[Site | str, list[Tensor]] = defaultdict(list)
         self._touched: dict[tuple[int, Site], set[int]] = defaultdict(set)
         self._at: dict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
         for number, intervention in enumerate(self.interventions):
@@ -153,6 +169,14 @@ class Trace:
         """Whether anybody watches this site: costly values (write, state) are made only then."""
         return site in self.keep or site in self._at
 
+    def few(self, site: Site) -> list[int] | None:
+        """The positions of this pass, counted from its first, that alone are kept of this site; None where more is asked
+        of it. The site counts as met."""
+        if site not in self._few or self.edits(site):
+            return None
+        self.counts[site] += 1
+        return [p - self.offset for p in sorted(self._few[site]) if self.offset <= p < self._end]
+
     def begin(self, offset: int, length: int) -> None:
         """A pass over positions offset … offset+length-1 starts. It must go on where the last one stopped."""
         if self._end is not None and offset != self._end:
@@ -185,8 +209,19 @@ class Trace:
         if site in self.keep:
             if self.grad and x.is_floating_point():
                 x.retain_grad()
-            self._pieces[site].append(x if self.grad else x.detach())
+            self._take(site, x if self.grad else x.detach(), offset)
         return x
+
+    def _take(self, site: Site, x: Tensor, offset: int) -> None:
+        end = offset + x.shape[1]
+        if site in self._unmet:
+            self._unmet[site] -= set(range(offset, end))
+        if site not in self._few:
+            return self._pieces[site].append(x)
+        for p in self._few[site]:
+            if offset <= p < end:  # of several positions a copy, so that the others are let go
+                one = x if x.shape[1] == 1 else x[:, p - offset:p - offset + 1].clone()
+                self._pieces[state_name(site.layer, p)].append(one)
 
     def knockouts(self, layer: int, rows: int) -> list[tuple[int, list]]:
         """The knockouts of this layer by the block of rows they act on, here all `rows`: (queries, sources, knockout).
@@ -236,6 +271,8 @@ class Trace:
             span = f"layers {layers[0]}-{layers[-1]}" if layers else "no layer"
             raise NeverReached(f"never reached: {', '.join(map(str, sorted(missed)))}; "
                                f"the pass went through {span} and sites {', '.join(met) or 'none'}")
+        if unmet := [state_name(site.layer, p) for site, positions in self._unmet.items() for p in sorted(positions)]:
+            raise NeverReached(f"never reached: {', '.join(unmet)}; the pass went over positions {self._start}-{self._end - 1}")
         for number, intervention in enumerate(self.interventions):
             for site in intervention.sites:
                 if missing := intervention.missing(self._touched[number, site]):

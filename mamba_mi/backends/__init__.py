@@ -3,6 +3,12 @@
     scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True, dt_write=None) -> y_BLHP, h_BHPN
         h_t = exp(dt_t A) h_{t-1} + dt_t B_t v_t,   y_t = C_t . h_t
         `dt_write` (BLH) stands in for dt in the second term alone: a write is changed, what decays is not
+    states_at(v_BLHP, dt_BLH, A_HN, B_BLGN, positions, *, h0=None, dt_write=None) -> h_BSHPN
+        the scan's states after the tokens at `positions`, in their order and as often as they are named
+    mixing(dt_BLH, A_HN, B_BLGN, C_BLGN, *, rows=None, heads=None, dt_write=None) -> M_BHTS
+        y_t = Σ_s M[t, s] v_s of a scan from zero, at the query rows and of the heads asked for (all), in their order
+    mixing_over_heads(dt_BLH, A_HN, B_BLGN, C_BLGN, *, how, rows=None, dt_write=None) -> M_BTS
+        the mean of M over all heads, or the root of that of its squares (`how` is mean or norm)
     conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> y_BLC, tail_BKC
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs; `silu` is over y
     softplus(z_BLE, bias_E) -> log(1 + exp(z + bias)), in the bias's type
@@ -21,11 +27,12 @@ Mamba-1 is H = E heads of P = 1 with N decays each; Mamba-2 has one decay a head
 `h0` and `tail` may hold fewer rows than the batch: row r then starts from row r % len(h0), so that many jobs on one
 prompt share its state. `keep_h=False` and `keep_tail=False` let a kernel leave the last state or tail out (None). Sums are taken in at least
 float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`. It may say on which
-kinds of device it runs (DEVICES; any), and `missing()` says why it cannot run on this machine. One that says PROVE is tried
-there before it is used (`proving`).
+kinds of device it runs (DEVICES; any), and `missing()` says why it cannot run on this machine, `slow()` why it should only
+where it is asked for. One that says PROVE is tried there before it is used (`proving`).
 """
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -74,11 +81,13 @@ def choose(asked: str, device: str) -> Choice:
         get(asked)
         if reason := _refusal(asked, device):
             raise UserError(f"backend={asked} cannot run: {reason}; backend=auto takes what runs on {device}")
-        return Choice(asked, asked, "asked for", *_products(asked))
+        if slow := _slow(asked):
+            warnings.warn(f"backend={asked}: {slow}", stacklevel=2)
+        return Choice(asked, asked, "; ".join(["asked for", *filter(None, [slow])]), *_products(asked))
     passed = []
     for name in FASTEST:
         if device.partition(":")[0] in _devices(name):
-            if not (reason := _refusal(name, device)):
+            if not (reason := _refusal(name, device) or _slow(name)):
                 return Choice(asked, name, "; ".join([f"the fastest installed kernel for {device}", *passed]), *_products(name))
             passed.append(f"not {name}: {reason}")
     raise UserError(f"backend=auto: no backend runs on {device}; backend=reference runs everywhere")
@@ -87,6 +96,10 @@ def choose(asked: str, device: str) -> Choice:
 def _products(name: str) -> tuple[str, ...]:
     own = getattr(import_module(f"{__name__}.{name}"), "products", None)
     return (own(),) if own else ()
+
+
+def _slow(name: str) -> str:
+    return getattr(import_module(f"{__name__}.{name}"), "slow", str)()
 
 
 def _devices(name: str) -> tuple[str, ...]:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from mamba_mi.backends import many_decays, many_decays_gradients, one_decay, one_decay_gradients
 from mamba_mi.backends.long_conv import long_conv
+from mamba_mi.backends.mixing import mixing, mixing_over_heads
 from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
 from mamba_mi.backends.retention import retain
 from mamba_mi.backends.shifted_sums import Conv, added
+from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "retain", "scan", "softplus"]
+__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "retain", "scan", "softplus", "states_at"]
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
 
 
@@ -40,6 +42,9 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
                  for part, start in _row_groups(v, A, h0)]
     ys, hs = zip(*parts)
     return joined(ys).to(v_BLHP.dtype), joined(hs) if keep_h else None
+
+
+states_at = by_scan(scan)
 
 
 def _row_groups(v, A, h0) -> Iterator[tuple[slice, Tensor | None]]:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from mamba_mi.backends import chunked, reference
-from mamba_mi.backends.chunked import long_conv, retain
+from mamba_mi.backends.chunked import long_conv, mixing, mixing_over_heads, retain
 from mamba_mi.backends.reference import needs_grad, widened
+from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "retain", "scan", "softplus"]
+__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "retain", "scan", "softplus", "states_at"]
 DEVICES = ("cpu",)
 ALONE = 2**16  # numbers a loop goes over that are not worth a second thread
 
@@ -54,6 +55,9 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
          blocks.J3, h0_bJNW, y_BLE, h_BJNW)
     y = y_BLE.unflatten(2, (heads, width)).to(v_BLHP.dtype)
     return y, blocks.join(h_BJNW).unflatten(1, (heads, width)) if keep_h else None
+
+
+states_at = by_scan(scan)
 
 
 def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> tuple[Tensor, Tensor | None]:

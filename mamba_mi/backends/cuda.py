@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from mamba_mi.backends import chunked, cuda_library
-from mamba_mi.backends.chunked import long_conv, retain
+from mamba_mi.backends.chunked import long_conv, mixing, mixing_over_heads, retain
 from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
 from mamba_mi.backends.cuda_library import library
 from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
+from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "products", "retain", "scan", "softplus"]
+__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "products", "retain", "scan", "softplus",
+           "states_at"]
 DEVICES = ("cuda",)
 PROVE = True  # before it is used, on the device: a broken build imports, and computes something else
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,6 +53,9 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
     with own_types(v_BLHP):
         y, h = borrowed(_one_decay if one else _many_decays, _by_chunks, tuple(widened(*given, None)[:6]), states=one)
     return y.to(v_BLHP.dtype), h if keep_h else None
+
+
+states_at = by_scan(scan)
 
 
 def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> tuple[Tensor, Tensor | None]:

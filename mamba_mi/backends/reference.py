@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_mi.backends.mixing import mixing, mixing_over_heads  # noqa: F401 - of the contract
+from mamba_mi.backends.states import by_scan
+
 
 def missing() -> str:
     """Why this backend cannot run here; empty when it can."""
@@ -21,6 +24,9 @@ def scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, *, h0=None, keep_h=True,
          dt_write=None) -> tuple[Tensor, Tensor]:
     """The contract of `mamba_mi.backends`, token by token."""
     return watched_scan(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0=h0, dt_write=dt_write)
+
+
+states_at = by_scan(scan)
 
 
 def by_token(v_BLHP, dt_BLH, w_BLH, A_HN, B_BLGN, C_BLGN, h0) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""Our own kernels in Triton, for what no library has: the scans of Mamba-1 and Mamba-2 with their gradients; beside the
-contract, knockouts of many sets of sources at once, rows of the hidden attention, and states at chosen positions.
+"""Our own kernels in Triton, for what no library has: the scans of Mamba-1 and Mamba-2 with their gradients, rows of the
+hidden attention, states at chosen positions; beside the contract, knockouts of many sets of sources at once.
 
 Mamba-2's matrix products are taken in full float32 (`ieee`, never TF32), its decays cumulated in float64. Arguments in
 float64, and passes of few tokens, take the token loop for Mamba-2 too, which has no matrix product.
@@ -16,16 +16,18 @@ from shutil import which
 import torch
 from torch import Tensor
 
-from mamba_mi.backends.attention import picked
+from mamba_mi.backends import mixing as written_out
 from mamba_mi.backends.chunked import conv
 from mamba_mi.backends.kernels import INTERPRETED, PRECISION
 from mamba_mi.backends.long_conv import long_conv
+from mamba_mi.backends.mixing import check_how, groups_of, picked
 from mamba_mi.backends.reference import gate, needs_grad, own_types, softplus, widened
 from mamba_mi.backends.retention import retain
+from mamba_mi.backends.states import by_scan
 from mamba_mi.config import UserError
 
-__all__ = ["DEVICES", "conv", "gate", "knockout_rows", "long_conv", "missing", "mixing_rows", "products", "retain", "scan",
-           "softplus", "states_at"]
+__all__ = ["DEVICES", "conv", "gate", "knockout_rows", "long_conv", "missing", "mixing", "mixing_over_heads", "products",
+           "retain", "scan", "slow", "softplus", "states_at"]
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
 PROVE = not INTERPRETED  # before it is used, on the device
 FEW = 16  # tokens: fewer would leave most of a matrix product's tile empty
@@ -44,6 +46,11 @@ def missing() -> str:
     if (found := torch.cuda.get_device_capability()) < (8, 0):
         return f"the CUDA device is sm_{found[0]}{found[1]}, and the kernels need sm_80 or later"
     return ""
+
+
+def slow() -> str:
+    """Why nobody should want it here; empty where it is fast."""
+    return "its kernels are interpreted (TRITON_INTERPRET=1), some thousand times slower: for tests" if INTERPRETED else ""
 
 
 def products() -> str:
@@ -78,40 +85,55 @@ def knockout_rows(v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, gone_BJL: Tensor, querie
     w, at_Q = dt_BLH if dt_write is None else dt_write, picked(queries, dt_BLH.shape[1], "queries").to(v_BLHP.device)
     kept_BLJ = (~gone_BJL).transpose(1, 2).to(torch.uint8).expand(len(v_BLHP), -1, -1)
     args = v_BLHP, dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, h0, kept_BLJ, at_Q
-    _refuse_gradients("knockout_rows", args)
+    if needs_grad(args):
+        raise UserError("knockout_rows has no gradients: call it under torch.no_grad(), or take them through scan")
     if A_HN.shape[1] > 1 or v_BLHP.dtype == torch.float64:
         return rows.knocked(*args).to(v_BLHP.dtype)
     with own_types(v_BLHP):
         return rows.knocked_one_decay(*args[:3], A_HN, *args[4:]).to(v_BLHP.dtype)
 
 
-def mixing_rows(dt_BLH, A_HN, B_BLGN, C_BLGN, queries: Sequence[int], *, dt_write=None, mean: bool = False) -> Tensor:
-    """Rows of the matrix M of y = M v, B H Q L; with `mean` the mean of |M| over heads, B Q L, M itself never being held.
+def mixing(dt_BLH, A_HN, B_BLGN, C_BLGN, *, rows: Sequence[int] | None = None, heads: Sequence[int] | None = None,
+           dt_write=None) -> Tensor:
+    """The contract of `mamba_mi.backends`: a row of M costs what a scan as far as there does. Gradients go through plain torch."""
+    from mamba_mi.backends.kernels import rows as kernels
+    w = dt_BLH if dt_write is None else dt_write
+    if needs_grad((dt_BLH, w, A_HN, B_BLGN, C_BLGN)):
+        return written_out.mixing(dt_BLH, A_HN, B_BLGN, C_BLGN, rows=rows, heads=heads, dt_write=dt_write)
+    if heads is not None:
+        at_H, group_H = picked(heads, dt_BLH.shape[2], "heads"), groups_of(dt_BLH.shape[2], B_BLGN)
+        dt_BLH, w, A_HN = dt_BLH[:, :, at_H], w[:, :, at_H], A_HN[at_H]
+        if B_BLGN.shape[2] > 1:  # each of these heads with a group of its own
+            B_BLGN, C_BLGN = B_BLGN[:, :, group_H[at_H]], C_BLGN[:, :, group_H[at_H]]
+    at_Q = picked(rows, dt_BLH.shape[1], "rows").to(dt_BLH.device)
+    return kernels.mixing(dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, at_Q).permute(0, 3, 1, 2)
 
-    As `attention.mixing`; a head of Mamba-1 is a channel. No gradients.
-    """
-    from mamba_mi.backends.kernels import rows
-    w, at_Q = dt_BLH if dt_write is None else dt_write, picked(queries, dt_BLH.shape[1], "queries").to(dt_BLH.device)
-    _refuse_gradients("mixing_rows", (dt_BLH, w, A_HN, B_BLGN, C_BLGN))
-    M = rows.mixing(dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, at_Q, mean=mean)
-    return M if mean else M.permute(0, 3, 1, 2)
+
+def mixing_over_heads(dt_BLH, A_HN, B_BLGN, C_BLGN, *, how: str, rows: Sequence[int] | None = None, dt_write=None) -> Tensor:
+    """The contract of `mamba_mi.backends`, M itself never being held. Gradients go through plain torch."""
+    from mamba_mi.backends.kernels import rows as kernels
+    check_how(how)
+    w = dt_BLH if dt_write is None else dt_write
+    if needs_grad((dt_BLH, w, A_HN, B_BLGN, C_BLGN)):
+        return written_out.mixing_over_heads(dt_BLH, A_HN, B_BLGN, C_BLGN, how=how, rows=rows, dt_write=dt_write)
+    at_Q = picked(rows, dt_BLH.shape[1], "rows").to(dt_BLH.device)
+    given = dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, C_BLGN, at_Q
+    return kernels.over_heads(*given, power=1) if how == "mean" else kernels.over_heads(*given, power=2).sqrt()
 
 
 def states_at(v_BLHP, dt_BLH, A_HN, B_BLGN, positions: Sequence[int], *, h0=None, dt_write=None) -> Tensor:
-    """The states h_BSHPN after the tokens at `positions`, in one pass; one asked for twice is given twice. No gradients."""
+    """The contract of `mamba_mi.backends`, all positions in one pass. Gradients go through the scan."""
     from mamba_mi.backends.kernels import many_decays, one_decay
     w = dt_BLH if dt_write is None else dt_write
-    _refuse_gradients("states_at", (v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0))
-    each, back = picked(positions, dt_BLH.shape[1], "positions").to(v_BLHP.device).unique(return_inverse=True)
+    if needs_grad((v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0)):
+        return by_scan(scan)(v_BLHP, dt_BLH, A_HN, B_BLGN, positions, h0=h0, dt_write=dt_write)
+    each, back = picked(positions, dt_BLH.shape[1], "positions").unique(return_inverse=True)
+    v_BLHP, dt_BLH, w, B_BLGN = (x[:, :int(each[-1]) + 1] for x in (v_BLHP, dt_BLH, w, B_BLGN))
+    each, back = each.to(v_BLHP.device), back.to(v_BLHP.device)
     if _in_chunks(v_BLHP, A_HN):
         with own_types(v_BLHP):
             return one_decay.states(v_BLHP, dt_BLH, w, A_HN, B_BLGN, h0, each)[:, back]
     return many_decays.states(v_BLHP, dt_BLH, w, _many(A_HN, B_BLGN), B_BLGN, h0, each)[:, back]
-
-
-def _refuse_gradients(verb: str, given) -> None:
-    if needs_grad(given):
-        raise UserError(f"{verb} has no gradients: call it under torch.no_grad(), or take them through scan")
 
 
 def _in_chunks(v_BLHP, A_HN) -> bool:

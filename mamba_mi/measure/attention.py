@@ -11,12 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mamba_mi.backends.attention import blocks, picked
+from mamba_mi.backends.mixing import OVER, picked
 from mamba_mi.config import UserError
 from mamba_mi.data import Prompt
 from mamba_mi.trace import Site, Trace
-
-OVER_CHANNELS = ("mean", "norm")
 
 
 @torch.no_grad()
@@ -26,7 +24,7 @@ def attention(lm, prompt: str | Prompt | Tensor, layer: int, rows: Sequence[int]
     """M_BHTS of one layer for a text, a Prompt or tokens_BL; `rows` are the query positions, all by default.
 
     Mamba-2 has a map a head. Mamba-1 has one a channel: without `channels` they are taken together, H = 1, by their
-    signed mean or by their root mean square ("norm"), a few at a time. Only the layers up to this one are run.
+    signed mean or by their root mean square ("norm"), never all held at once. Only the layers up to this one are run.
     """
     tokens_BL = tokens_of(lm, prompt)
     layer = int(picked([layer], lm.config.n_layer, "layer"))
@@ -41,16 +39,7 @@ def attention(lm, prompt: str | Prompt | Tensor, layer: int, rows: Sequence[int]
     values = {name: trace.values[Site(layer, name)] for name in block.MATRIX}
     if parts == "heads" or channels is not None:
         return block.matrix(values, rows, heads or channels)
-    return _together(block, values, rows, over_channels, count, tokens_BL.numel() * tokens_BL.shape[1])
-
-
-def _together(block, values, rows, how, channels: int, entries: int) -> Tensor:
-    """Every channel's M in one, B1TS: their mean, or the root of the mean of their squares."""
-    total = 0
-    for at in blocks(range(channels), entries):
-        M_BHTS = block.matrix(values, rows, at)
-        total = total + (M_BHTS if how == "mean" else M_BHTS.square()).sum(dim=1, keepdim=True)
-    return total / channels if how == "mean" else (total / channels).sqrt()
+    return block.matrices_together(values, rows, over_channels)
 
 
 def tokens_of(lm, prompt: str | Prompt | Tensor) -> Tensor:
@@ -75,5 +64,5 @@ def _check(lm, layer: int, heads, channels, over_channels) -> None:
                         "give heads=")
     if parts == "channels" and heads is not None:
         raise UserError(f"heads={list(heads)}: {lm.name} has no heads but {count} channels; give channels=")
-    if over_channels not in OVER_CHANNELS:
-        raise UserError(f"over_channels={over_channels}: there are {', '.join(OVER_CHANNELS)}")
+    if over_channels not in OVER:
+        raise UserError(f"over_channels={over_channels}: there are {', '.join(OVER)}")

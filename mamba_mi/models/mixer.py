@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_mi.backends import reference
-from mamba_mi.backends.attention import mixing
+from mamba_mi.backends import mixing, reference
 from mamba_mi.config import UserError
 from mamba_mi.models.knocking import Selected, knock_out
 from mamba_mi.trace import Site
@@ -93,6 +92,12 @@ class Layer(nn.Module):
         MATRIX's sites over the whole prompt."""
         raise UserError(f"layer {self.layer} of a {self.config.variant} mixes no tokens: it has no mixing matrix")
 
+    def matrices_together(self, values: Mapping[str, Tensor], rows: Sequence[int] | None, how: str) -> Tensor:
+        """One M_B1TS for all heads or channels: their mean, or their root mean square ("norm")."""
+        batch, length = values[self.MATRIX[0]].shape[:2]
+        entries = batch * length * (length if rows is None else len(rows))
+        return mixing.over_heads(lambda parts: self.matrix(values, rows, parts), self.config.mixes_by[1], entries, how)[:, None]
+
     def auxiliary_loss(self, trace) -> Tensor:
         """What it adds to a training's loss, made of its sites BALANCED."""
         raise NotImplementedError
@@ -113,8 +118,14 @@ class Mixer(Layer):
     ROUTED = ()  # sites of what comes from earlier layers, made again with a scan
 
     def matrix(self, values, rows, parts):
+        return self.backend.mixing(*self._mixed(values), rows=rows, heads=parts)
+
+    def matrices_together(self, values, rows, how):
+        return self.backend.mixing_over_heads(*self._mixed(values), how=how, rows=rows)[:, None]
+
+    def _mixed(self, values) -> tuple[Tensor, ...]:
         dt_BLH, B_BLGN, C_BLGN = (values[name] for name in self.MATRIX)
-        return mixing(dt_BLH, -self.A_log.exp().reshape(dt_BLH.shape[2], -1), B_BLGN, C_BLGN, rows=rows, heads=parts)
+        return dt_BLH, -self.A_log.exp().reshape(dt_BLH.shape[2], -1), B_BLGN, C_BLGN
 
     def reader(self, name: str) -> Tensor | None:
         """The linear map that reads this site next, out by width; None where what follows is not linear."""
@@ -150,19 +161,30 @@ class Mixer(Layer):
     def _scan(self, trace, selected, A_HN, past, keep):
         """The scan, with `write` (dt_t B_t v_t) and `state` (h_t), both BLHPN, made only when somebody watches.
 
-        Watching leaves the backend's result as it is; an edit or a gradient runs the reference's token loop.
+        Watching leaves the backend's result as it is; an edit or a gradient runs the reference's token loop. States that
+        are kept at a few positions alone are the backend's too, and no others are held.
         """
         write, state = Site(self.layer, "write"), Site(self.layer, "state")
         args, h0 = (*selected[:2], A_HN, *selected[2:4]), None if past is None else past.h_BHPN
-        if not (trace.wants(write) or trace.wants(state)):
-            with reference.own_types(args[0]):  # autocast would sum in bfloat16 what backends widen
-                return self.backend.scan(*args, h0=h0, keep_h=keep)
-        watched = reference.watched_scan(
-            *args, h0=h0, on_write=lambda w: trace(write, w),
-            on_state=(lambda t, h: trace(state, h, at=trace.offset + t)) if trace.wants(state) else None)
-        if trace.grad or trace.edits(write) or trace.edits(state):
-            return watched
-        return self.backend.scan(*args, h0=h0, keep_h=keep)
+        few = None if trace.wants(write) else trace.few(state)
+        with reference.own_types(args[0]):  # autocast would sum in bfloat16 what backends widen
+            if few is not None:
+                self._show(trace, state, few, args[:4], h0)
+            elif trace.wants(write) or trace.wants(state):
+                watched = reference.watched_scan(
+                    *args, h0=h0, on_write=lambda w: trace(write, w),
+                    on_state=(lambda t, h: trace(state, h, at=trace.offset + t)) if trace.wants(state) else None)
+                if trace.grad or trace.edits(write) or trace.edits(state):
+                    return watched
+            return self.backend.scan(*args, h0=h0, keep_h=keep)
+
+    @torch.no_grad()
+    def _show(self, trace, state: Site, few: Sequence[int], args, h0) -> None:
+        """The states at a few positions of this pass, handed to the trace."""
+        if few:
+            h_BSHPN = self.backend.states_at(*args, few, h0=h0)
+            for t, h_BHPN in zip(few, h_BSHPN.unbind(1), strict=True):
+                trace(state, h_BHPN[:, None], at=trace.offset + t)
 
 
 def kaiming(weight: Tensor, generator, bias: Tensor | None = None) -> None:

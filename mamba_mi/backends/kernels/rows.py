@@ -15,17 +15,19 @@ from torch import Tensor
 from mamba_mi.backends.kernels.launch import LOG2E, inner, on, padded, strides, sums_in
 from mamba_mi.backends.kernels.many_decays import tiles
 from mamba_mi.backends.kernels.one_decay import PRECISION, SLICE, TILE, UNDERFLOW
+from mamba_mi.backends.reference import joined
 
 SETS = 16  # sets of sources a program holds
+WORK = 2**26  # numbers held at once where heads are taken together: a part of them is summed by each program
 
 
 @triton.jit
 def back_from_queries(v, dt, w, A, B, C, h0, kept, at_Q, out, queries, length, starts, vb, vl, db, dl, wb, wl, Ah, An, Bb, Bl, Cb, Cl,
                       WIDTH: tl.constexpr, STATE: tl.constexpr, WIDE: tl.constexpr, GROUPS: tl.constexpr, SETS: tl.constexpr,
-                      HAS_H0: tl.constexpr, MEAN: tl.constexpr, KIND: tl.constexpr, LOG2E: tl.constexpr, BE: tl.constexpr,
+                      HAS_H0: tl.constexpr, POWER: tl.constexpr, KIND: tl.constexpr, LOG2E: tl.constexpr, BE: tl.constexpr,
                       BN: tl.constexpr, BJ: tl.constexpr):
     """y of a query without each of some sets of sources (SETS of them in all; `kept` is 1 for what stays, B L J); where there are
-    none its row of M, channel by channel, or (MEAN) the sum of |M| over these channels."""
+    none its row of M, channel by channel, or (POWER > 0) the sum over these channels of M or of its squares."""
     row, query = tl.program_id(0).to(tl.int64) // queries, tl.program_id(0).to(tl.int64) % queries
     blocks: tl.constexpr = (WIDE + BE - 1) // BE
     group, block, rows = tl.program_id(1) // blocks, tl.program_id(1) % blocks, tl.num_programs(0).to(tl.int64)
@@ -44,8 +46,10 @@ def back_from_queries(v, dt, w, A, B, C, h0, kept, at_Q, out, queries, length, s
         if SETS > 0:
             m_E *= tl.load(v, mask=here, other=0.0).to(KIND)
             y_JE += tl.load(kept, mask=real, other=0).to(KIND)[:, None] * m_E[None, :]
-        elif MEAN:
-            tl.store(out + (tl.program_id(1) * rows + tl.program_id(0)) * length + last - i, tl.sum(tl.abs(m_E), axis=0))
+        elif POWER > 0:
+            if POWER == 2:
+                m_E *= m_E
+            tl.store(out + (tl.program_id(1) * rows + tl.program_id(0)) * length + last - i, tl.sum(m_E, axis=0))
         else:
             tl.store(out + (tl.program_id(0).to(tl.int64) * length + last - i) * inner + e, m_E, mask=here)
         left_EN *= tl.exp2(dt_E[:, None] * A_EN)
@@ -89,18 +93,26 @@ def knocked(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, kept_BLJ: Tensor, at_Q: Tensor) 
     return y
 
 
-def mixing(dt, w, A_HN, B_BLGN, C_BLGN, at_Q: Tensor, *, mean: bool) -> Tensor:
-    """Rows of M, B Q L H; their mean |M| over heads, B Q L, without them being held."""
-    rows, length, heads = dt.shape
-    channels = tiles(heads // B_BLGN.shape[2], B_BLGN.shape[3])[0]
-    parts = B_BLGN.shape[2] * triton.cdiv(heads // B_BLGN.shape[2], channels)
-    shape = (parts, rows, len(at_Q), length) if mean else (rows, len(at_Q), length, heads)
-    M = torch.zeros(shape, dtype=sums_in(dt), device=dt.device)
-    _back(dt[..., None], dt, w, A_HN, B_BLGN, C_BLGN, None, dt[..., :0], at_Q, M, mean=mean)
-    return M.sum(0) / heads if mean else M
+def mixing(dt, w, A_HN, B_BLGN, C_BLGN, at_Q: Tensor) -> Tensor:
+    """Rows of M, B Q L H."""
+    M = torch.zeros(len(dt), len(at_Q), *dt.shape[1:], dtype=sums_in(dt), device=dt.device)
+    _back(dt[..., None], dt, w, A_HN, B_BLGN, C_BLGN, None, dt[..., :0], at_Q, M)
+    return M
 
 
-def _back(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, kept_BLJ, at_Q, out, *, mean: bool = False) -> None:
+def over_heads(dt, w, A_HN, B_BLGN, C_BLGN, at_Q: Tensor, *, power: int) -> Tensor:
+    """The mean over heads of rows of M, or of their squares, B Q L, without M being held; some rows at a time."""
+    (rows, length, heads), groups = dt.shape, B_BLGN.shape[2]
+    parts = groups * triton.cdiv(heads // groups, tiles(heads // groups, B_BLGN.shape[3])[0])
+    means = []
+    for at in at_Q.split(max(1, WORK // (parts * rows * length))):
+        sums = torch.zeros(parts, rows, len(at), length, dtype=sums_in(dt), device=dt.device)
+        _back(dt[..., None], dt, w, A_HN, B_BLGN, C_BLGN, None, dt[..., :0], at, sums, power=power)
+        means.append(sums.sum(0) / heads)
+    return joined(means, 1)
+
+
+def _back(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, kept_BLJ, at_Q, out, *, power: int = 0) -> None:
     v, dt, w, B_BLGN, C_BLGN = (inner(x) for x in (v, dt, w, B_BLGN, C_BLGN))
     (rows, length, heads, width), (groups, state), sets = v.shape, B_BLGN.shape[2:], kept_BLJ.shape[2]
     wide = heads * width // groups
@@ -110,7 +122,7 @@ def _back(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, kept_BLJ, at_Q, out, *, mean: bool
         back_from_queries[(rows * len(at_Q), groups * triton.cdiv(wide, channels), triton.cdiv(max(sets, 1), several))](
             v, dt, w, A_HN, B_BLGN, C_BLGN, v if h0 is None else h0.contiguous(), kept_BLJ.contiguous() if sets else v, at_Q, out,
             len(at_Q), length, 1 if h0 is None else len(h0), *strides(v, dt, w), *A_HN.stride(), *strides(B_BLGN, C_BLGN),
-            WIDTH=width, STATE=state, WIDE=wide, GROUPS=groups, SETS=sets, HAS_H0=h0 is not None, MEAN=mean, LOG2E=LOG2E,
+            WIDTH=width, STATE=state, WIDE=wide, GROUPS=groups, SETS=sets, HAS_H0=h0 is not None, POWER=power, LOG2E=LOG2E,
             KIND=tl.float64 if sums_in(v) == torch.float64 else tl.float32, BE=channels, BN=held, BJ=several, num_warps=warps)
 
 
