@@ -50,7 +50,7 @@ def missing() -> str:
 
 def slow() -> str:
     """Why nobody should want it here; empty where it is fast."""
-    return "its kernels are interpreted (TRITON_INTERPRET=1), some thousand times slower: for tests" if INTERPRETED else ""
+    return "its kernels are interpreted (TRITON_INTERPRET=1), which is slow: it is for tests" if INTERPRETED else ""
 
 
 def products() -> str:

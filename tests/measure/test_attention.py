@@ -7,7 +7,7 @@ from oracles import CONFIGS, deviation, inner, random_checkpoint
 
 import mamba_mi
 from mamba_mi import Edit, Scale, Site, Trace, UserError, load
-from mamba_mi.backends import attention as kernel
+from mamba_mi.backends import mixing
 from mamba_mi.data import Prompt
 from tests.small import small, tokens
 
@@ -54,12 +54,15 @@ def test_mamba1s_channels_are_taken_together_a_few_at_a_time(published, monkeypa
     lm, tokens_BL, maps = published
     together = {"mean": maps.mean(1, keepdims=True), "norm": np.sqrt((maps**2).mean(1, keepdims=True))}
     made = []
-    monkeypatch.setattr(kernel, "BLOCK", 5 * 2 * LENGTH * LENGTH)
-    monkeypatch.setattr("mamba_mi.models.mixer.mixing", lambda *a, **k: made.append(kernel.mixing(*a, **k)) or made[-1])
+    monkeypatch.setattr(mixing, "BLOCK", 5 * 2 * LENGTH * LENGTH)
+    monkeypatch.setattr(mixing, "written_out", lambda *a, plain=mixing.written_out: made.append(plain(*a)) or made[-1])
     for how, truth in together.items():
         assert deviation(mamba_mi.attention(lm, tokens_BL, LAYER, over_channels=how), truth) <= 1e-10
+        assert max(M.shape[1] for M in made) == 5
+        made.clear()
         assert deviation(mamba_mi.attention(lm, tokens_BL, LAYER, [-1, 2], over_channels=how), truth[:, :, [-1, 2]]) <= 1e-10
-    assert max(M.shape[1] for M in made) == 5
+        assert max(M.shape[1] for M in made) == 5 * LENGTH // 2
+        made.clear()
     assert mamba_mi.attention(lm, tokens_BL, LAYER).shape == (2, 1, LENGTH, LENGTH)
 
 

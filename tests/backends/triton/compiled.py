@@ -83,8 +83,10 @@ def launch_rows(sizes, dtype):
     v, dt, A, B, C, h0 = given(sizes, dtype, 96)
     gone_BJL = torch.zeros(2, 40, 96, dtype=torch.bool)
     backend.knockout_rows(v, dt, A, B, C, gone_BJL, [50, -1], h0=h0)
-    for mean in (False, True):
-        backend.mixing_rows(dt, A, B, C, [50, -1], mean=mean)
+    backend.mixing(dt, A, B, C, rows=[50, -1])
+    backend.mixing(dt, A, B, C, rows=[50, -1], heads=[0, 1])
+    for how in ("mean", "norm"):
+        backend.mixing_over_heads(dt, A, B, C, how=how, rows=[50, -1])
     backend.states_at(v, dt, A, B, [50, -1], h0=h0)
 
 

@@ -4,8 +4,8 @@ import torch
 from oracles import deviation
 
 from mamba_mi import UserError
-from mamba_mi.backends import attention, reference, triton
-from mamba_mi.backends.kernels import many_decays, one_decay
+from mamba_mi.backends import attention, chunked, reference, triton
+from mamba_mi.backends.kernels import many_decays, one_decay, rows
 from mamba_mi.config import stream
 from tests.backends.test_scan import SHAPES, drawn
 
@@ -64,9 +64,26 @@ def test_rows_of_the_hidden_attention_are_those_of_the_matrix(shape, kind):
     args, _ = drawn(shape, 9)
     args.dt_BLH[:, ::7] *= -1
     given = [moved(x, dtype) for x in args[1:]]
-    M_BHQL = attention.mixing(*args[1:], rows=[8, 0, 5])
-    assert deviation(triton.mixing_rows(*given, [8, 0, 5]).cpu(), M_BHQL) <= bound
-    assert deviation(triton.mixing_rows(*given, [8, 0, 5], mean=True).cpu(), M_BHQL.abs().mean(1)) <= bound
+    M_BHQL = attention.mixing(*args[1:], rows=[8, 0, -4])
+    assert deviation(triton.mixing(*given, rows=[8, 0, -4]).cpu(), M_BHQL) <= bound
+    some = triton.mixing(*given, rows=[5], heads=[-1, 0])
+    assert deviation(some.cpu(), M_BHQL[:, [-1, 0]][:, :, [2]]) <= bound
+    for how, want in together(M_BHQL).items():
+        assert deviation(triton.mixing_over_heads(*given, how=how, rows=[8, 0, -4]).cpu(), want) <= bound
+
+
+def together(M_BHQL):
+    return {"mean": M_BHQL.mean(1), "norm": M_BHQL.square().mean(1).sqrt()}
+
+
+def test_rows_are_taken_together_a_few_at_a_time(monkeypatch):
+    made = []
+    monkeypatch.setattr(rows, "_back", lambda *a, plain=rows._back, **how: made.append(a[-1].shape) or plain(*a, **how))
+    monkeypatch.setattr(rows, "WORK", 2 * 2 * 2 * 5)  # two rows of two groups' and two prompts' sums
+    args, _ = drawn("mamba2-groups", 5)
+    for how, want in together(attention.mixing(*args[1:])).items():
+        assert deviation(triton.mixing_over_heads(*(moved(x, torch.float64) for x in args[1:]), how=how).cpu(), want) <= 1e-12
+    assert {shape[2] for shape in made} == {2, 1} and len(made) == 6
 
 
 def test_a_row_may_write_with_a_dt_of_its_own_and_be_of_more_heads_than_a_tile_holds(monkeypatch):
@@ -75,9 +92,10 @@ def test_a_row_may_write_with_a_dt_of_its_own_and_be_of_more_heads_than_a_tile_h
     dt_write = drawn("large", 4, seed=1)[0].dt_BLH
     given = [moved(x, torch.float64) for x in args[1:]]
     M_BHQL = attention.mixing(*args[1:], rows=[3]) * (dt_write / args.dt_BLH).transpose(1, 2)[:, :, None]
-    for mean, want in ((False, M_BHQL), (True, M_BHQL.abs().mean(1))):
-        got = triton.mixing_rows(*given, [3], dt_write=moved(dt_write, torch.float64), mean=mean)
-        assert deviation(got.cpu(), want) <= 1e-12
+    how = {"rows": [3], "dt_write": moved(dt_write, torch.float64)}
+    assert deviation(triton.mixing(*given, **how).cpu(), M_BHQL) <= 1e-12
+    for name, want in together(M_BHQL).items():
+        assert deviation(triton.mixing_over_heads(*given, how=name, **how).cpu(), want) <= 1e-12
 
 
 @pytest.mark.parametrize("length", [4, 33])
@@ -98,23 +116,40 @@ def test_states_at_positions_are_those_of_the_loop(shape, kind, length, monkeypa
             assert deviation(h[:, k], want) <= bound
 
 
-def test_a_position_that_is_not_there_is_named():
+def test_a_position_a_row_or_a_head_that_is_not_there_is_named():
     args, _ = drawn("mamba1", 4)
+    given = [moved(x, torch.float32) for x in args]
     with pytest.raises(UserError, match=r"^positions=\[4\]: there are 0-3"):
-        triton.states_at(*(moved(x, torch.float32) for x in args[:4]), [4])
+        triton.states_at(*given[:4], [4])
+    for asked in ({"rows": [4]}, {"heads": [6]}):
+        with pytest.raises(UserError, match="^(rows=.4.: there are 0-3|heads=.6.: there are 0-5)"):
+            triton.mixing(*given[1:], **asked)
+    with pytest.raises(UserError, match="^how='max': heads are taken together by mean or norm"):
+        triton.mixing_over_heads(*given[1:], how="max")
+
+
+@pytest.mark.parametrize("verb", ["states_at", "mixing", "mixing_over_heads"])
+def test_where_gradients_are_asked_for_they_are_those_of_plain_torch(verb):
+    args, _ = drawn("mamba2-groups", 4)
+    how = {"states_at": {"positions": [3, 1]}, "mixing": {"rows": [3], "heads": [1]}, "mixing_over_heads": {"how": "norm", "rows": [3]}}[verb]
+    grads = []
+    for backend in (triton, chunked):
+        given = [moved(x, torch.float64).requires_grad_() for x in args]
+        used = given[:4] if verb == "states_at" else given[1:]
+        getattr(backend, verb)(*used, **how).pow(3).sum().backward()
+        grads.append([x.grad.cpu() for x in used])
+    for got, want in zip(*grads, strict=True):
+        assert deviation(got, want) <= 1e-12
 
 
 def test_a_gradient_is_refused_where_there_is_none():
     args, _ = drawn("mamba1", 4)
     v, dt, A, B, C = (moved(x, torch.float32) for x in args)
     gone_1JL, dt = torch.zeros(1, 1, 4, dtype=torch.bool, device=DEVICE), dt.requires_grad_()
-    for verb, call in (("knockout_rows", lambda: triton.knockout_rows(v, dt, A, B, C, gone_1JL, [3])),
-                       ("mixing_rows", lambda: triton.mixing_rows(dt, A, B, C, [3])),
-                       ("states_at", lambda: triton.states_at(v, dt, A, B, [3]))):
-        with pytest.raises(UserError, match=f"^{verb} has no gradients: call it under torch.no_grad"):
-            call()
-        with torch.no_grad():
-            call()
+    with pytest.raises(UserError, match="^knockout_rows has no gradients: call it under torch.no_grad"):
+        triton.knockout_rows(v, dt, A, B, C, gone_1JL, [3])
+    with torch.no_grad():
+        triton.knockout_rows(v, dt, A, B, C, gone_1JL, [3])
 
 
 def test_autocast_leaves_the_sums_their_own():
