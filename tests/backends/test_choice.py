@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -48,6 +49,29 @@ def test_a_numba_that_does_not_load_is_as_good_as_none(error, tmp_path):
     assert f"used='chunked', why='the fastest installed kernel for cpu; not compiled: numba is installed, but its import fails: " \
            f"{kind}: {said}'" in done.stdout.replace('"', "'")
     assert done.stderr.splitlines()[-1].endswith(f"import fails: {kind}: {said}; backend=chunked runs everywhere")
+
+
+INTERPRETED = """
+import warnings
+from mamba_mi import backends
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    print(backends.choose("triton", "cpu"), [str(each.message) for each in told], backends.choose("auto", "cpu").used, sep="\\n")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_kernels_that_are_interpreted_say_so_and_auto_passes_them_over():
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=env, check=True)
+    choice, told, used = done.stdout.splitlines()
+    why = "its kernels are interpreted (TRITON_INTERPRET=1), which is slow: it is for tests"
+    assert f"used='triton', why='asked for; {why}'" in choice
+    assert told == str([f"backend=triton: {why}"]) and used != "triton"
+
+
+def test_one_that_was_asked_for_and_is_not_slow_says_no_more():
+    assert backends.choose("chunked", "cpu").why == "asked for"
 
 
 def test_a_backend_of_another_device_is_refused():

@@ -111,9 +111,12 @@ def test_a_position_in_a_name_is_absolute():
     _, past = lm(tokens_BL[:, :4])
     with Trace(keep=["blocks.0.hook_h.5"]) as trace:
         lm(tokens_BL[:, 4:], trace=trace, past=past)
-    assert torch.equal(trace.values["blocks.0.hook_h.5"], trace.values[Site(0, "state")][:, 1:2])
+    with Trace(keep=["blocks.0.hook_h", "blocks.0.hook_h.5"]) as whole:
+        lm(tokens_BL[:, 4:], trace=whole, past=past)
+    assert torch.equal(whole.values["blocks.0.hook_h.5"], whole.values[Site(0, "state")][:, 1:2])
+    torch.testing.assert_close(trace.values["blocks.0.hook_h.5"], whole.values["blocks.0.hook_h.5"])
     with pytest.raises(KeyError, match=r"blocks\.0\.hook_h\.3.*positions 4-5"):
-        _ = trace.values["blocks.0.hook_h.3"]
+        _ = whole.values["blocks.0.hook_h.3"]
 
 
 def test_an_edit_by_either_name_is_the_same_edit():
