@@ -7,6 +7,7 @@ from oracles import CONFIGS, deviation, inner, random_checkpoint
 
 import mamba_mi
 from mamba_mi import Edit, Scale, Site, Trace, UserError, load
+from mamba_mi.backends import attention as attention_backend
 from mamba_mi.backends import mixing
 from mamba_mi.data import Prompt
 from tests.small import small, tokens
@@ -64,6 +65,27 @@ def test_mamba1s_channels_are_taken_together_a_few_at_a_time(published, monkeypa
         assert max(M.shape[1] for M in made) == 5 * LENGTH // 2
         made.clear()
     assert mamba_mi.attention(lm, tokens_BL, LAYER).shape == (2, 1, LENGTH, LENGTH)
+
+
+def test_hyenas_channels_are_taken_together_a_few_at_a_time(monkeypatch):
+    lm = load("tiny-hyena", dtype="float64", device="cpu", cached=False)
+    monkeypatch.setattr(mixing, "BLOCK", 7 * 2 * 5 * 5)
+    maps = mamba_mi.attention(lm, tokens(2, 5), 1, channels=range(lm.config.d_model))
+    for rows in (None, [-1, 2]):
+        some = maps if rows is None else maps[:, :, rows]
+        assert deviation(mamba_mi.attention(lm, tokens(2, 5), 1, rows), some.mean(1, keepdim=True)) <= 1e-12
+        norm = mamba_mi.attention(lm, tokens(2, 5), 1, rows, over_channels="norm")
+        assert deviation(norm, some.square().mean(1, keepdim=True).sqrt()) <= 1e-12
+
+
+def test_a_layers_maps_are_made_by_the_backend_it_runs_on(monkeypatch):
+    lm, asked = small("mamba1").on("attention"), []
+    for verb in (attention_backend.mixing, attention_backend.mixing_over_heads):
+        monkeypatch.setattr(attention_backend, verb.__name__,
+                            lambda *a, verb=verb, **how: asked.append((verb.__name__, how)) or verb(*a, **how))
+    mamba_mi.attention(lm, tokens(1, 5), 1, [2], channels=[3])
+    mamba_mi.attention(lm, tokens(1, 5), 1, [2], over_channels="norm")
+    assert asked == [("mixing", {"rows": [2], "heads": [3]}), ("mixing_over_heads", {"how": "norm", "rows": [2]})]
 
 
 def test_rows_heads_and_channels_are_to_be_had_alone(published):
