@@ -95,8 +95,8 @@ class Layer(nn.Module):
     def matrices_together(self, values: Mapping[str, Tensor], rows: Sequence[int] | None, how: str) -> Tensor:
         """One M_B1TS for all heads or channels: their mean, or their root mean square ("norm")."""
         batch, length = values[self.MATRIX[0]].shape[:2]
-        entries = batch * length * (length if rows is None else len(rows))
-        return mixing.over_heads(lambda parts: self.matrix(values, rows, parts), self.config.mixes_by[1], entries, how)[:, None]
+        M_BTS = mixing.over_heads(lambda parts: self.matrix(values, rows, parts), self.config.mixes_by[1], batch * length**2, how)
+        return M_BTS[:, None]
 
     def auxiliary_loss(self, trace) -> Tensor:
         """What it adds to a training's loss, made of its sites BALANCED."""

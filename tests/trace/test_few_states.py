@@ -4,7 +4,7 @@ import torch
 from oracles import deviation
 
 from mamba_mi import Add, Edit, Knockout, Scale, Site, StateEdit, Trace, UserError, load
-from mamba_mi.backends import reference
+from mamba_mi.backends import chunked, reference
 from mamba_mi.trace import NeverReached
 from tests.available import BACKENDS
 from tests.live_memory import LiveMemory
@@ -37,6 +37,7 @@ def test_they_are_those_of_the_loop_and_the_logits_those_of_an_unwatched_pass(va
     logits_BLV, few = kept(lm, tokens_BL, NAMES)
     _, every = kept(lm, tokens_BL, [Site(0, "state"), Site(1, "state")])
     assert torch.equal(logits_BLV, lm(tokens_BL)[0])
+    assert list(few) == [f"blocks.{layer}.hook_h.{position}" for layer in (0, 1) for position in (0, 31, 66)]
     for name in NAMES:
         assert few[name].shape == every[name].shape and few[name].dtype == every[name].dtype
         assert deviation(few[name], every[name]) <= (1e-12 if dtype == "float64" else 1e-5)
@@ -153,7 +154,22 @@ def test_beside_all_writes_and_with_gradients_the_loop_gives_them(loops):
     assert torch.equal(trace.values["blocks.1.hook_h.4"], whole.values[Site(1, "state")][:, [4]])
 
 
-def test_where_gradients_are_on_and_not_asked_for_they_are_cut_from_the_graph():
-    lm = small("mamba2").on("chunked").requires_grad_(True)
+def test_where_gradients_are_on_and_not_asked_for_they_are_made_without(monkeypatch):
+    lm, graphs = small("mamba2").on("chunked").requires_grad_(True), []
+    monkeypatch.setattr(chunked, "states_at", lambda *a, plain=chunked.states_at, **how:
+                        graphs.append(torch.is_grad_enabled()) or plain(*a, **how))
     logits_BLV, values = kept(lm, tokens(1, 6), ["blocks.1.hook_h.4"])
-    assert logits_BLV.requires_grad and not values["blocks.1.hook_h.4"].requires_grad
+    assert logits_BLV.requires_grad and not values["blocks.1.hook_h.4"].requires_grad and graphs == [False]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_of_a_value_that_comes_with_several_positions_one_is_taken(passes):
+    """As a layer hands it on that has all its states at once."""
+    x_BLX = torch.arange(24.0).view(2, 6, 2)
+    with Trace(keep=["blocks.1.hook_h.4", "blocks.1.hook_h.1"]) as trace:
+        for part, offset in ((x_BLX[:, :3], 0), (x_BLX[:, 3:], 3)) if passes == 2 else ((x_BLX, 0),):
+            trace.begin(offset, part.shape[1])
+            trace(Site(1, "state"), part)
+    for position in (1, 4):
+        one = trace.values[f"blocks.1.hook_h.{position}"]
+        assert torch.equal(one, x_BLX[:, [position]]) and one.untyped_storage().nbytes() == 2 * 2 * 4
