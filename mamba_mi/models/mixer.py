@@ -140,7 +140,10 @@ class Mixer(Layer):
         return knock_out(self, trace, y_BLHP, u_BLC, selected, A_HN, past), h
 
     def skip(self, y_BLHP, v_BLHP) -> Tensor:
-        """y_t + D v_t."""
+        """y_t + D v_t; y, which is nobody else's, is written over where no gradient is to be had."""
+        given = y_BLHP, v_BLHP, self.D
+        if len({x.dtype for x in given}) == 1 and not reference.needs_grad(given):
+            return y_BLHP.addcmul_(v_BLHP, self.D[:, None])
         return torch.addcmul(y_BLHP, v_BLHP, self.D[:, None]).to(v_BLHP.dtype)
 
     def output(self, again, y_BLHP, selected: Selected, past, states, dense_BL) -> Tensor:
