@@ -4,12 +4,13 @@ The floor is the linear maps of the layers and the head on tensors of the right 
 that away. Every round times all contestants one after another, and a ratio is taken within its round. On a CPU it is CPU
 time of one thread; on a CUDA device wall time between synchronisations, and the scans alone are held against what the
 device was measured to copy and to multiply. Large models run a part of their layers over as large a part of the
-vocabulary, so that blocks and head keep their shares of the whole.
+vocabulary, so that blocks and head keep their shares of the whole. A row is written as soon as it is measured.
 Shape legend: B batch, L length, V vocabulary.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +37,7 @@ MODELS = {"mamba-130m": ("mamba1", 768, 24), "mamba2-130m": ("mamba2", 768, 24),
 SOURCES = (1, 16, 64)
 PLAIN = ("reference", "attention")  # backends that show their work: nobody runs them for speed
 CELLS = 32  # no map of a prompt longer than this
-LONG = 8192  # one round is enough of what is longer, the first
+SLOW = 60  # seconds: where a first round takes longer, it is the one that counts
 LARGE = 512  # tokens on a CPU, of models of 1b and more
 THEIRS = 2048  # no forward of transformers at more tokens than this
 WINDOW = 5
@@ -45,7 +46,7 @@ WINDOW = 5
 def part_of(width: int, layers: int, length: int) -> int:
     """How small a part of the model is timed."""
     if width > 768:
-        return layers // 2
+        return 4 if length <= CELLS else layers // 2  # a heatmap needs some layers
     return 1 if length <= 128 else 6 if length <= 2048 else 12
 
 
@@ -99,7 +100,8 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
     scans = scans_of(lm, length)
     calls |= {what: call for what, (call, _) in scans.items()}
     rounds = [{what: seconds(call, device) for what, call in calls.items()}]
-    count = 0 if length > LONG else max(repeats, min(15, int(budget / sum(rounds[0].values()))))
+    took = sum(rounds[0].values())
+    count = 0 if took > SLOW else max(repeats, min(15, int(budget / took)))
     for done in range(count):
         tell(f"{name}, {length} tokens: round {done + 1} of {count}")
         rounds.append({what: seconds(call, device) for what, call in calls.items()})
@@ -139,22 +141,24 @@ def _theirs(lm, tokens_BL, device: str) -> dict[str, Callable]:
             "transformers, tuned": partial(models[best], tokens_BL.to(device))}
 
 
-def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float = 10.0, asked: str = "", **sizes) -> dict:
-    """Every model at every length, under a progress bar."""
+def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float = 10.0, asked: str = "",
+        known=(), made: Callable[[dict], None], **sizes) -> None:
+    """Every model at every length, under a progress bar; `made` is given all the results after each. Rows that are `known`
+    are not measured again."""
     torch.set_num_threads(1)
-    rows = []
-    with Progress() as bar:
-        task = bar.add_task("kernels", total=len(models) * len(lengths))
-        for name in models:
-            for length in lengths:
-                if MODELS[name][1] <= 768 or length <= LARGE or device != "cpu":
-                    rows.append(compare(name, length, device, repeats, budget, **sizes,
-                                        tell=lambda text: bar.update(task, description=text)))
-                bar.advance(task)
     on = torch.cuda.get_device_name(device) if device != "cpu" else "CPU"
     measured = limits(device, **({"size": 1 << 25, "side": 2048} if device == "cpu" else {}))
-    return {"machine": describe("torch", "transformers"), "on": on, "asked": asked, "rows": rows,
-            "limits": measured._asdict()}
+    rows, shapes = {(row["model"], row["length"]): row for row in known}, [(name, length) for name in models for length in lengths]
+    result = {"machine": describe("torch", "transformers"), "on": on, "asked": asked, "limits": measured._asdict()}
+    with Progress() as bar:
+        task = bar.add_task("kernels", total=len(shapes))
+        for name, length in shapes:
+            if (name, length) not in rows and (MODELS[name][1] <= 768 or length <= LARGE or device != "cpu"):
+                rows[name, length] = compare(name, length, device, repeats, budget, **sizes,
+                                             tell=lambda text: bar.update(task, description=text))
+                order = sorted(rows, key=lambda shape: (list(MODELS).index(shape[0]), shape[1]))
+                made(result | {"rows": [rows[shape] for shape in order]})
+            bar.advance(task)
 
 
 def page(result: dict) -> str:
@@ -196,6 +200,16 @@ def _cell(x: dict | None) -> str:
     return "" if x is None else f"**{x['median']:.2f}** ({x['min']:.2f}–{x['max']:.2f})"
 
 
+def rows_of(path: Path) -> list[dict]:
+    """The rows that were measured before; UserError where they are not of this machine."""
+    if not path.is_file():
+        raise UserError(f"--resume: there is no {path} to go on from")
+    before, now = json.loads(path.read_text()), describe("torch", "transformers")
+    if other := [f"{what} {before['machine'].get(what)}, now {x}" for what, x in now.items() if before["machine"].get(what) != x]:
+        raise UserError(f"--resume: {path.name} was measured elsewhere ({'; '.join(other)}): its rows say nothing beside new ones")
+    return before["rows"]
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1 on")
@@ -211,17 +225,20 @@ def main(argv=None) -> None:
     parser.add_argument("--repeats", type=_count, default=3, help="rounds a shape, at least (3)")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds a shape, unless --repeats need more (10)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the Markdown and the JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are in the folder's JSON, and measure the others")
     args = parser.parse_args(argv)
     try:
         models.device_of(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
+        name = "kernels" if args.device == "cpu" else "kernels_gpu"
+        known = rows_of(args.out / f"{name}.json") if args.resume else ()
     except (UserError, OSError) as error:
         parser.error(str(error))
-    asked = "".join(f" --{name} {' '.join(map(str, x)) if isinstance(x, list) else x}"
-                    for name, x in vars(args).items() if name != "out" and x != parser.get_default(name))
-    result = run(args.model, args.length, device=args.device, repeats=args.repeats, budget=args.budget, asked=asked)
-    write(args.out, "kernels" if args.device == "cpu" else "kernels_gpu", result, page(result))
-    print(page(result))
+    asked = "".join(f" --{flag} {' '.join(map(str, x)) if isinstance(x, list) else x}"
+                    for flag, x in vars(args).items() if flag not in ("out", "resume") and x != parser.get_default(flag))
+    run(args.model, args.length, device=args.device, repeats=args.repeats, budget=args.budget, asked=asked, known=known,
+        made=lambda result: write(args.out, name, result, page(result)))
+    print((args.out / f"{name}.md").read_text())
 
 
 if __name__ == "__main__":

@@ -15,16 +15,32 @@ TINY = {"d_model": 64, "n_layer": 5, "vocab_size": 96}
 
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
 def test_the_benchmark_runs_and_writes_a_line_a_length(name, tmp_path):
-    result = kernels.run([name], [18, 3], repeats=1, budget=0.0, **TINY)
-    write(tmp_path, "kernels", result, kernels.page(result))
+    made = []
+    kernels.run([name], [18, 3], repeats=1, budget=0.0, made=made.append, **TINY)
+    assert [[row["length"] for row in result["rows"]] for result in made] == [[18], [3, 18]]
+    write(tmp_path, "kernels", made[1], kernels.page(made[1]))
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
-    assert [(row["length"], row["layers"], row["backend"]) for row in rows] == [(18, 5, "compiled"), (3, 5, "compiled")]
+    assert [(row["length"], row["layers"], row["backend"]) for row in rows] == [(3, 5, "compiled"), (18, 5, "compiled")]
     kinds = {"recorded", "knockout, 1", "patch grid", "heatmap", "transformers", "transformers, tuned"}
     kinds |= {f"forward, {each}" for each in backends.available() if each not in kernels.PLAIN}
-    assert set(rows[0]["floors"]) == kinds | {"knockout, 16"} and set(rows[1]["floors"]) == kinds
+    assert set(rows[1]["floors"]) == kinds | {"knockout, 16"} and set(rows[0]["floors"]) == kinds
     assert all(x["min"] > 0 for row in rows for x in row["floors"].values()) and rows[0]["apart"] <= 1e-5
     first, scans = (tmp_path / "kernels.md").read_text().split("## One layer's scan")
     assert [text.count(f"| {name} | 18 ") for text in (first, scans)] == [1, len(rows[0]["scans"])]
+
+
+def test_what_was_measured_here_before_is_kept(tmp_path, capsys):
+    made = []
+    kernels.run(["mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, **TINY)
+    write(tmp_path, "kernels", made[0], kernels.page(made[0]))
+    known = kernels.rows_of(tmp_path / "kernels.json")
+    kernels.run(["mamba-130m", "mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, known=known, **TINY)
+    assert len(made) == 2 and made[1]["rows"][1] == made[0]["rows"][0] and made[1]["rows"][0]["model"] == "mamba-130m"
+    write(tmp_path, "kernels", made[0] | {"machine": made[0]["machine"] | {"cpu": "an abacus"}}, "")
+    for folder, said in ((tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
+        with pytest.raises(SystemExit):
+            kernels.main(["--resume", "--out", str(folder)])
+        assert said in capsys.readouterr().err
 
 
 def test_the_floor_is_every_product_with_a_weight_once():
