@@ -18,6 +18,7 @@ from mamba_mi.config import stream
 
 BOUND = 2e-3  # of the largest number: what products in TF32 come to, far below what a wrong kernel gives
 LENGTH = 70  # more than a chunk, and no multiple of anything
+AT = (65, 2)  # in the second chunk and in the first
 # rows, heads, head width, state, groups, decays a head
 SCANS = {"the scan of one decay a head": (2, 4, 16, 16, 2, 1), "the scan of many decays a head": (2, 32, 1, 16, 1, 16)}
 
@@ -43,14 +44,21 @@ def _tried(backend: ModuleType, device: torch.device) -> Iterator[tuple[str, Ten
     for what, sizes in SCANS.items():
         given = _scan_arguments(what, *sizes)
         there = [x.float().to(device) for x in given]
-        # what the backend starts from, both rows share
-        got = backend.scan(*there[:5], h0=there[5])
-        want = reference.scan(*(x.float().double() for x in given[:5]), h0=given[5].float().double())
-        yield from zip((what, f"the last state of {what}"), got, want)
+        want = _made(reference, [x.float().double() for x in given])
+        yield from ((of + what, got, want[of]) for of, got in _made(backend, there).items())
     u_BLC, weight_CK, bias_C, tail_BKC = given = [x.float() for x in _conv_arguments()]
     there = [x.to(device) for x in given]
     want = reference.conv(u_BLC.double(), weight_CK.double(), bias_C.double(), tail=tail_BKC.double())
     yield from zip(("the conv", "the conv's tail"), backend.conv(*there[:3], tail=there[3]), want)
+
+
+def _made(backend: ModuleType, given: list[Tensor]) -> dict[str, Tensor]:
+    """All that is asked of a scan; what it starts from, both rows share."""
+    v, dt, A, B_, C_, h0 = given
+    y, h = backend.scan(v, dt, A, B_, C_, h0=h0)
+    return {"": y, "the last state of ": h, "a state within ": backend.states_at(v, dt, A, B_, AT, h0=h0),
+            "a row of the matrix of ": backend.mixing(dt, A, B_, C_, rows=AT),
+            "the heads taken together of ": backend.mixing_over_heads(dt, A, B_, C_, how="norm", rows=AT)}
 
 
 def _scan_arguments(what, B, H, P, N, G, decays) -> list[Tensor]:

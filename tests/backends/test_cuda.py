@@ -267,8 +267,8 @@ def unproved():
 
 def test_a_right_backend_is_proved_once_and_taken(stood_in, unproved):
     stood_in(types=())
-    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 3
-    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 3
+    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 7
+    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 7
     for name in ("chunked", "reference"):
         assert proving.prove(name, "cpu") == ""
 
@@ -314,6 +314,13 @@ def test_a_build_that_computes_something_else_is_refused_and_passed_over(stood_i
     choice = backends.choose("auto", "cpu")
     assert choice.used != "cuda" and "not cuda: " in choice.why and said in choice.why
     assert "cuda" not in backends.available("cpu")
+
+
+@pytest.mark.parametrize(("verb", "said"), [
+    (chunked.states_at, "a state within"), (chunked.mixing, "a row of the matrix of"), (chunked.mixing_over_heads, "the heads taken together of")])
+def test_every_verb_of_a_scan_is_tried(unproved, monkeypatch, verb, said):
+    monkeypatch.setattr(chunked, verb.__name__, lambda *given, **how: verb(*given, **how) * 1.1)
+    assert proving.prove("chunked", "cpu").startswith(f"{said} the scan of one decay a head is off by 1e-01 from the recurrence")
 
 
 def test_auto_takes_it_first_where_it_runs(stood_in, unproved, monkeypatch):
