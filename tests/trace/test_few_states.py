@@ -56,6 +56,18 @@ def test_so_it_is_where_layers_read_earlier_states_or_stand_beside_experts(model
         assert deviation(few[name], every[name]) <= 1e-12
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("variant", ["mamba1", "mamba2"])
+def test_autocast_leaves_them_and_what_is_watched_their_own_sums(variant, backend):
+    lm, tokens_BL, names = small(variant, dtype="float32").on(backend), tokens(1, 20), ["blocks.0.hook_h.19", "blocks.0.hook_h.7"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits_BLV, few = kept(lm, tokens_BL, names)
+        same_BLV, every = kept(lm, tokens_BL, [Site(0, "state")])
+        assert torch.equal(logits_BLV, lm(tokens_BL)[0]) and torch.equal(same_BLV, logits_BLV)
+    for name in names:
+        assert deviation(few[name], every[name]) <= 1e-6
+
+
 def test_the_loop_is_not_run_for_them(loops):
     lm = small("mamba2").on("chunked")
     kept(lm, tokens(1, 9), ["blocks.1.hook_h.3", "blocks.2.hook_h.8"])
