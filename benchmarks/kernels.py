@@ -13,73 +13,21 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from forward import check_equal, contestants, ours, recorded
-from knockout import cells, light_cone
+from forward import BOUND, check_equal, ours
+from kernel_calls import MODELS, ROWS, SETS, WINDOW, calls_of, fused_of, part_of, scans_of, theirs
 from machine import describe, spread_of, table, write
-from patching import Grid
 from rich.progress import Progress
-from roofline import Limits, Work, limits, of_many_decays, of_one_decay, seconds
-from torch import nn
+from roofline import Limits, Work, limits, seconds
 
-from mamba_mi import Knockout, backends, models
+from mamba_mi import models
 from mamba_mi.config import UserError, stream
-from mamba_mi.interventions import contrast
 
-# what is timed of it, by length: a part of its layers and of its vocabulary
-MODELS = {"mamba-130m": ("mamba1", 768, 24), "mamba2-130m": ("mamba2", 768, 24),
-          "mamba-1.4b": ("mamba1", 2048, 48), "mamba2-1.3b": ("mamba2", 2048, 48),
-          "mamba-2.8b": ("mamba1", 2560, 64), "mamba2-2.7b": ("mamba2", 2560, 64)}
-SOURCES = (1, 16, 64)
-PLAIN = ("reference", "attention")  # backends that show their work: nobody runs them for speed
-CELLS = 32  # no map of a prompt longer than this
 SLOW = 60  # seconds: where a first round takes longer, it is the one that counts
+BOUNDS = {"mamba-ssm": 1e-3}  # it sums decays in float32: over long prompts that is told, and is no other answer
 LARGE = 512  # tokens on a CPU, of models of 1b and more
-THEIRS = 2048  # no forward of transformers at more tokens than this
-WINDOW = 5
-
-
-def part_of(width: int, layers: int, length: int) -> int:
-    """How small a part of the model is timed."""
-    if width > 768:
-        return 4 if length <= CELLS else layers // 2  # a heatmap needs some layers
-    return 1 if length <= 128 else 6 if length <= 2048 else 12
-
-
-def floor(lm, length: int) -> Callable[[], None]:
-    """The products of a forward with every weight matrix, alone."""
-    weights = [m.weight for layer in lm.layers for m in layer.modules() if isinstance(m, nn.Linear)]
-    weights.append(lm.embedding.weight)
-    x = {size: torch.randn(1, length, size, device=lm.device) for size in {w.shape[1] for w in weights}}
-    return lambda: [F.linear(x[w.shape[1]], w) for w in weights] and None
-
-
-def knocked(lm, tokens_BL, sources: int):
-    """The last token's logits where it may not read one source in any layer, for so many sources."""
-    length = tokens_BL.shape[1]
-    at = [i * (length - 1) // sources for i in range(sources)]
-    sets = [(Knockout(range(lm.config.n_layer), -1, source),) for source in at]
-    return contrast(lm, tokens_BL, sets, lambda logits_SBKV: logits_SBKV, tail=1)
-
-
-def calls_of(lm, tokens_BL) -> dict[str, Callable]:
-    """Everything timed of one model and one length, by name."""
-    length, device = tokens_BL.shape[1], str(lm.device)
-    names = [name for name in backends.available(lm.device.type) if name not in PLAIN]
-    calls = {"floor": floor(lm, length)} | {f"forward, {name}": partial(lm.on(name), tokens_BL) for name in names}
-    calls["recorded"] = partial(recorded, lm, tokens_BL)
-    for count in SOURCES:
-        if count < length:
-            calls[f"knockout, {count}"] = partial(knocked, lm, tokens_BL, count)
-    if length <= CELLS and device == "cpu":
-        calls["patch grid"] = Grid(lm, length).measured
-    if length <= CELLS and lm.config.n_layer >= WINDOW:
-        calls["heatmap"] = partial(light_cone, lm, tokens_BL[0], cells(lm, length, WINDOW), WINDOW)
-    return calls
 
 
 @torch.no_grad()
@@ -92,13 +40,12 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
     logits_BLV = lm(tokens_BL)[0]
     for each in [call for what, call in calls.items() if what.startswith("forward")]:
         apart = max(apart, check_equal(each()[0], logits_BLV, f"{name}, {length} tokens"))
-    if length <= THEIRS:
-        for what, theirs in _theirs(lm, tokens_BL, device).items():
-            apart = max(apart, check_equal(theirs().logits.to(device), logits_BLV, f"{name}, {length} tokens, {what}"))
-            calls[what] = theirs
+    for what, each in theirs(lm, tokens_BL, device).items():
+        apart = max(apart, check_equal(each().logits.to(device), logits_BLV, f"{name}, {length} tokens, {what}", BOUNDS.get(what, BOUND)))
+        calls[what] = each
     del logits_BLV
-    scans = scans_of(lm, length)
-    calls |= {what: call for what, (call, _) in scans.items()}
+    scans, fused = scans_of(lm, length), fused_of(lm, length)
+    calls |= {what: call for what, (call, _) in scans.items()} | fused
     rounds = [{what: seconds(call, device) for what, call in calls.items()}]
     took = sum(rounds[0].values())
     count = 0 if took > SLOW else max(repeats, min(15, int(budget / took)))
@@ -109,36 +56,10 @@ def compare(name: str, length: int, device: str, repeats: int, budget: float, te
     return {"model": name, "length": length, "layers": lm.config.n_layer, "of": layers, "backend": lm.choice.used,
             "rounds": len(rounds), "apart": apart, "milliseconds": 1e3 * statistics.median(r["floor"] for r in rounds),
             "floors": {what: spread_of([r[what] / r["floor"] for r in rounds])
-                       for what in calls if what != "floor" and what not in scans},
+                       for what in calls if what != "floor" and what not in scans and what not in fused},
+            "fused": {what: spread_of([r[what] / r[f"scan, {what.partition(', ')[2]}"] for r in rounds]) for what in fused},
             "scans": {what: {"milliseconds": 1e3 * statistics.median(r[what] for r in rounds), "work": list(work)}
                       for what, (_, work) in scans.items()}}
-
-
-def scans_of(lm, length: int) -> dict[str, tuple[Callable, Work]]:
-    """One layer's scan alone, by every backend of this device, and the work it is."""
-    config, layer, names = lm.config, lm.layers[0], [n for n in backends.available(lm.device.type) if n not in PLAIN]
-    many = config.variant == "mamba1"
-    heads, width, groups = (config.d_inner, 1, 1) if many else (config.heads, config.headdim, config.ngroups)
-
-    def normal(*size):
-        return torch.randn(1, length, *size, device=lm.device)
-
-    args = (normal(heads, width), F.softplus(normal(heads) - 3), -layer.A_log.exp().reshape(heads, -1),
-            normal(groups, config.d_state), normal(groups, config.d_state))
-    work = (of_many_decays(1, length, heads, config.d_state) if many else
-            of_one_decay(1, length, heads, width, config.d_state, groups))
-    return {f"scan, {name}": (partial(backends.get(name).scan, *args, keep_h=False), work) for name in names}
-
-
-def _theirs(lm, tokens_BL, device: str) -> dict[str, Callable]:
-    """transformers as it comes, and at the best of what there is to tune."""
-    models = contestants(lm)
-    for each in models.values():
-        getattr(each, "func", each).to(device)
-    tries = {what: seconds(partial(each, tokens_BL.to(device)), device) for what, each in models.items()}
-    best = min((what for what in tries if what != "default"), key=tries.get)
-    return {"transformers": partial(models["default"], tokens_BL.to(device)),
-            "transformers, tuned": partial(models[best], tokens_BL.to(device))}
 
 
 def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float = 10.0, asked: str = "",
@@ -165,7 +86,7 @@ def page(result: dict) -> str:
     """The results in Markdown."""
     m, rows = result["machine"], result["rows"]
     kinds = [what for what in dict.fromkeys(what for row in rows for what in row["floors"])]
-    kinds.sort(key=lambda what: (not what.startswith("forward"), "transformers" not in what))
+    kinds.sort(key=lambda what: (not what.startswith("forward"), not what.startswith(("transformers", "mamba-ssm"))))
     header = ["model", "length", "layers", "floor, ms", *kinds, "rounds", "apart"]
     body = [[row["model"], row["length"], f"{row['layers']} of {row['of']}", f"{row['milliseconds']:.1f}",
              *(_cell(row["floors"].get(what)) for what in kinds), row["rounds"], f"{row['apart']:.0e}"] for row in rows]
@@ -179,7 +100,7 @@ def page(result: dict) -> str:
             f"stream, \"heatmap\" every token by every window of {WINDOW} layers; these and \"recorded\" run on the "
             f"backend that `auto` takes ({', '.join(sorted({row['backend'] for row in rows}))}). \"tuned\" is transformers "
             "without a cache, its Mamba-2 at the best chunk_size. \"apart\" is the largest difference of logits over the largest.\n\n"
-            f"Made by `python benchmarks/kernels.py{result['asked']}`.\n\n" + table(header, body) + _roofline(result))
+            f"Made by `python benchmarks/kernels.py{result['asked']}`.\n\n" + table(header, body) + _roofline(result) + _fused(rows))
 
 
 def _roofline(result: dict) -> str:
@@ -194,6 +115,13 @@ def _roofline(result: dict) -> str:
             "products a second. The limit is the least time that these leave for what the scan must read, write, raise and "
             "multiply; the share is the limit over the time. A kernel whose own exp is cheaper than torch's can pass 100%.\n\n"
             + table(["model", "length", "backend", "ms", "limit, ms", "bound by", "share"], rows))
+
+
+def _fused(rows: list[dict]) -> str:
+    """What many knockouts cost in one pass."""
+    body = [[row["model"], row["length"], what.partition(", ")[2], _cell(x)] for row in rows for what, x in row["fused"].items()]
+    return body and (f"\n## {SETS} sets of sources taken from {ROWS} queries, in plain scans\n\n"
+                     + table(["model", "length", "backend", "plain scans"], body)) or ""
 
 
 def _cell(x: dict | None) -> str:
