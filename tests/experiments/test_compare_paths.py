@@ -21,13 +21,13 @@ from tests.experiments.paths_world import CONFIGS, dataset, made, model
 @pytest.fixture
 def contrary(monkeypatch):
     """The attention path with the last token's row of M turned round and made large, in every layer."""
-    whole = attention._mix
+    whole = attention.written_out
 
     def turned(*args):
         M = whole(*args).clone()
         M[:, :, -1] *= -30
         return M
-    monkeypatch.setattr(attention, "_mix", turned)
+    monkeypatch.setattr(attention, "written_out", turned)
 
 
 def whole_run(experiment, prompts):

@@ -60,13 +60,13 @@ def test_construct_takes_prompts_the_model_gets_wrong(tmp_path, monkeypatch):
 
 
 def test_one_wrong_entry_of_the_matrix_fails_the_run_with_one_line_and_keeps_it_all(tmp_path, monkeypatch, capsys):
-    whole = attention._mix
+    whole = attention.written_out
 
     def spoilt(*args):
         M = whole(*args).clone()
         M[:, 0, -1, -2] += 3.0
         return M
-    monkeypatch.setattr(attention, "_mix", spoilt)
+    monkeypatch.setattr(attention, "written_out", spoilt)
     words = ["experiment=compare_paths", "model=tiny", *QUICK, f"paths.logs={tmp_path}"]
     with pytest.raises(SystemExit) as ended:
         launch(monkeypatch, *words)
@@ -79,5 +79,5 @@ def test_one_wrong_entry_of_the_matrix_fails_the_run_with_one_line_and_keeps_it_
     assert worst["largest_at"] in said
     listed, report = json.loads((folder / "artifacts" / "mismatches.json").read_text()), (folder / "report.html").read_text()
     assert listed and "Prompts whose first choice differs" in report and listed[0]["prompt_id"] in report
-    monkeypatch.setattr(attention, "_mix", whole)
+    monkeypatch.setattr(attention, "written_out", whole)
     launch(monkeypatch, *words, "method.tolerance=1.0")
