@@ -184,9 +184,10 @@ class _Jobs(Trace):
                 self._jobs[site].append((j, k, edit))
                 self._met[j, k, site] = set()
         for j, several in enumerate(knockouts):
-            here = {i: self._here(i) for i in several}
-            for layer in {layer for i in several for layer in i.layers}:
-                self._knocked[layer].append((j + 1, tuple(here[i] for i in several if layer in i.layers)))
+            here = [(i.layers, self._here(i)) for i in several]
+            for layer in {layer for layers, _ in here for layer in layers}:
+                acting = tuple(masks for layers, masks in here if layer in layers)
+                self._knocked[layer].append((j + 1, acting))
 
     def last_only(self, tail: int):
         """From here on values hold the last `tail` positions alone."""
