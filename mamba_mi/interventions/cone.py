@@ -11,9 +11,11 @@ Shape legend: S jobs (intervention sets), B prompts, L length, D width, K positi
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -86,17 +88,19 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
     for number, interventions in enumerate(sets):
         groups[min(_first_position(interventions, length, late), length - (tail or 1))].append(number)
     out: dict[int, tuple[Tensor, Tensor]] = {}
-    past, reached = None, 0
+    starts = [_first_layer(lm, interventions) for interventions in sets]
+    past, reached = [None] * lm.config.n_layer, 0
     for position in sorted(groups):
         if position > reached:
-            past, reached = lm.through(embedded_BLD[:, reached:position], trace=prefix, past=past)[1], position
-        numbers = sorted(groups[position], key=lambda n: (_first_layer(lm, sets[n]), n))
+            _advance(lm, embedded_BLD[:, reached:position], prefix, reached, past)
+            reached = position
+        numbers = sorted(groups[position], key=lambda n: (starts[n], n))
         size = _jobs_at_once(lm, embedded_BLD, position, [sets[n] for n in numbers], memory)
         while numbers:
             chunk = numbers[:size]
             try:
                 values, clean = _run(lm, embedded_BLD[:, position:], position, past, prefix, [sets[n] for n in chunk],
-                                     lambda logits_SBKV: read(logits_SBKV if tail else logits_SBKV[:, :, 0]),
+                                     [starts[n] for n in chunk], lambda logits_SBKV: read(logits_SBKV if tail else logits_SBKV[:, :, 0]),
                                      tail or 1, only_BX, ledger)
             except torch.OutOfMemoryError:
                 if size == 1:
@@ -111,15 +115,22 @@ def contrast(lm, batch, sets: Sets, read: Callable[[Tensor], Tensor], *, embedde
     return tuple(torch.stack([out[n][side] for n in range(len(sets))]) for side in (0, 1))
 
 
-def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, ledger) -> tuple[Tensor, Tensor]:
-    """One chunk of jobs that start at `position`, sorted by first layer; row 0 of every layer is the clean run."""
+def _advance(lm, embedded_BLD: Tensor, trace: Trace, position: int, past: list) -> None:
+    """The clean state of every layer after these tokens, put into `past`; of two whole states only a layer's lives at once."""
+    trace.join(position, embedded_BLD.shape[1])
+    resid = embedded_BLD
+    for layer in lm.layers:
+        resid, past[layer.layer] = layer(resid, trace, past[layer.layer], True)
+
+
+def _run(lm, embedded_BLD, position, past, prefix, sets, starts, read, tail, only_BX, ledger) -> tuple[Tensor, Tensor]:
+    """One chunk of jobs that start at `position`, sorted by `starts`, their first layers; row 0 of every layer is the clean run."""
     rows, depth, end = len(embedded_BLD), lm.config.n_layer, position + embedded_BLD.shape[1]
-    starts = [_first_layer(lm, s) for s in sets]
     trace = _Jobs(sets, rows, position, end, prefix)
     resid = embedded_BLD
     joined = 0
     for layer in range(-1, depth):
-        joining = sum(joined <= number and start <= layer for number, start in enumerate(starts))
+        joining = bisect_right(starts, layer) - joined
         if joining:  # all at once: one after another would copy the batch as often as there are jobs
             resid = torch.cat([resid] + [resid[:rows]] * joining)
             joined += joining
@@ -127,7 +138,7 @@ def _run(lm, embedded_BLD, position, past, prefix, sets, read, tail, only_BX, le
         if layer < 0:
             resid = trace(Site(-1, "embed"), resid) if joined else resid
             continue
-        resid, _ = lm.layers[layer](resid, trace, past.layers[layer] if past else None, False)
+        resid, _ = lm.layers[layer](resid, trace, past[layer], False)
         ledger.token_layers += resid.shape[0] * resid.shape[1]
     resid = torch.cat([resid] + [resid[:rows]] * (len(sets) - joined))
     trace.active = len(sets)
@@ -160,14 +171,23 @@ class _Jobs(Trace):
         self.least_margin = math.inf
         self._met: dict[tuple[int, int, Site], set[int]] = {}
         self._jobs: dict[Site, list[tuple[int, int, object]]] = defaultdict(list)
+        self._knocked: dict[int, list[tuple[int, tuple]]] = defaultdict(list)  # by layer: a job's block, and what acts there
+        self._passed: set[int] = set()  # of these, the layers met
         self._masks: dict[tuple, tuple] = {}
-        before = any(i.reads_from(end) < offset for s in sets for i in s if isinstance(i, Knockout))
+        knockouts = [[i for i in interventions if isinstance(i, Knockout)] for interventions in sets]
+        before = any(i.reads_from(end) < offset for several in knockouts for i in several)
         self._start_of_masks = 0 if before else offset
-        self._all = [(j, k, i) for j, interventions in enumerate(sets) for k, i in enumerate(interventions)]
-        for j, k, intervention in self._all:
-            for site in intervention.sites:
-                self._jobs[site].append((j, k, intervention))
+        self._edits = [(j, k, i) for j, interventions in enumerate(sets) for k, i in enumerate(interventions)
+                       if not isinstance(i, Knockout)]
+        for j, k, edit in self._edits:
+            for site in edit.sites:
+                self._jobs[site].append((j, k, edit))
                 self._met[j, k, site] = set()
+        for j, several in enumerate(knockouts):
+            here = [(i.layers, self._here(i)) for i in several]
+            for layer in {layer for layers, _ in here for layer in layers}:
+                acting = tuple(masks for layers, masks in here if layer in layers)
+                self._knocked[layer].append((j + 1, acting))
 
     def last_only(self, tail: int):
         """From here on values hold the last `tail` positions alone."""
@@ -198,21 +218,22 @@ class _Jobs(Trace):
         return x
 
     def knockouts(self, layer, rows):
-        site, found = Site(layer, KNOCKOUT), defaultdict(list)
-        for j, k, knockout in self._jobs.get(site, ()):
-            touched, here = self._here(knockout)
-            self._met[j, k, site] |= touched
-            self.fired[KNOCKOUT] += 1
-            found[j + 1].append(here)
-        return list(found.items())
+        if found := self._knocked.get(layer, []):
+            self._passed.add(layer)
+            self.fired[KNOCKOUT] += sum(len(several) for _, several in found)
+        return found
 
-    def _here(self, knockout) -> tuple[set, tuple]:
-        """What a knockout touches, and its masks: made once for all layers and jobs that have its like. Over the whole
-        prompt where some knockout's source lies before the pass."""
+    def _here(self, knockout) -> tuple:
+        """A knockout's masks, made once for all layers and jobs that have its like. Over the whole prompt where some
+        knockout's source lies before the pass."""
         if (known := self._masks.get(knockout.alike)) is None:
-            known = (knockout.touches(0, self._end, self._end), knockout.here(self.rows, self._start_of_masks, self._end, True))
-            self._masks[knockout.alike] = known
+            if missing := knockout.missing(knockout.touches(0, self._end, self._end)):
+                raise self._never(knockout.sites[0], missing)
+            known = self._masks[knockout.alike] = knockout.here(self.rows, self._start_of_masks, self._end, True)
         return known
+
+    def _never(self, site: Site, missing: str) -> NeverReached:
+        return NeverReached(f"never reached at site {site}: {missing}; the prompt has {self._end} tokens")
 
     def before(self, layer, names):
         return [self.prefix.kept(Site(layer, name)) for name in names]
@@ -227,12 +248,13 @@ class _Jobs(Trace):
         return [intervention for j, _, intervention in self._jobs[site] if j + 1 == block]
 
     def close(self):
-        for j, k, intervention in self._all:
-            for site in intervention.sites:
+        for j, k, edit in self._edits:
+            for site in edit.sites:
                 met = self._met[j, k, site]
-                if not met or intervention.missing(met):
-                    where = intervention.missing(met) or "any position"
-                    raise NeverReached(f"never reached at site {site}: {where}; the prompt has {self._end} tokens")
+                if not met or edit.missing(met):
+                    raise self._never(site, edit.missing(met) or "any position")
+        if missed := sorted(self._knocked.keys() - self._passed):
+            raise self._never(Site(missed[0], KNOCKOUT), "any position")
 
 
 def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> tuple[Trace, bool]:
@@ -240,7 +262,7 @@ def _prefix(lm, embedded_BLD, sets: Sets, memory: int) -> tuple[Trace, bool]:
 
     It starts at its source instead where the prefix would not fit into `memory`, or a layer can't do without.
     """
-    knocked = {site.layer for interventions in sets for i in interventions for site in i.sites if site.name == KNOCKOUT}
+    knocked = {layer for interventions in sets for i in interventions if isinstance(i, Knockout) for layer in i.layers}
     layers = [layer for layer in lm.layers if layer.layer in knocked]
     dense = any(i.dense for interventions in sets for i in interventions if isinstance(i, Knockout))
     if not layers or dense or any(layer.BEFORE is None for layer in layers):
@@ -263,24 +285,27 @@ def _first_position(interventions, length: int, late: bool) -> int:
 
 def _first_layer(lm, interventions) -> int:
     """The layer whose block the job must join at; edits at final_norm join after the last."""
-    depth = lm.config.n_layer
-    sites = [site for i in interventions for site in i.sites]
-    for site in sites:
-        if site.name == KNOCKOUT and site.layer < depth and site.layer not in lm.mixing:
-            raise UserError(f"knockout at layer {site.layer}: it mixes no tokens in {lm.name}; layers "
+    depth, knocked = lm.config.n_layer, [i for i in interventions if isinstance(i, Knockout)]
+    for layer in (layer for i in knocked for layer in i.layers):
+        if layer >= depth:
+            raise NeverReached(f"never reached: {Site(layer, KNOCKOUT)}; {lm.name} has layers 0-{depth - 1}")
+        if layer not in lm.mixing:
+            raise UserError(f"knockout at layer {layer}: it mixes no tokens in {lm.name}; layers "
                             f"{', '.join(map(str, lm.mixing))} do")
-        if site.name == KNOCKOUT and site.layer >= depth:
-            raise NeverReached(f"never reached: {site}; {lm.name} has layers 0-{depth - 1}")
-    lm.demand(site for site in sites if site.name != KNOCKOUT)
-    return min((depth if site.name == "final_norm" else site.layer for site in sites), default=depth)
+    sites = [site for i in interventions if not isinstance(i, Knockout) for site in i.sites]
+    lm.demand(sites)
+    return min([*(layer for i in knocked for layer in i.layers),
+                *(depth if site.name == "final_norm" else site.layer for site in sites)], default=depth)
 
 
 def _jobs_at_once(lm, embedded_BLD, position: int, sets: Sets, memory: int) -> int:
     """How many jobs fit into `memory`: a function of the configuration alone, never of what happens to be free."""
     prompts, whole, _ = embedded_BLD.shape
     length = whole - position
-    watched = any(site.name in ("write", "state") for interventions in sets for i in interventions for site in i.sites)
-    knocked = [Counter(site for i in interventions for site in i.sites if site.name == KNOCKOUT) for interventions in sets]
-    again = max((count for sites in knocked for count in sites.values()), default=0)  # scans beside the first, a layer
+    watched = any(site.name in ("write", "state") for interventions in sets for i in interventions
+                  if not isinstance(i, Knockout) for site in i.sites)
+    knocked = [[i.layers for i in interventions if isinstance(i, Knockout)] for interventions in sets]
+    again = max((max(Counter(chain(*layers)).values()) if len(layers) > 1 else len(layers) for layers in knocked),
+                default=0)  # scans beside the first, a layer
     row = (1 + again) * length * lm.config.floats(length, watched) * 4
     return max(1, memory // (row * prompts) - 1)

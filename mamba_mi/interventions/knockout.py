@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,11 +61,11 @@ class Knockout:
         if not _asked(self.queries):
             raise UserError("Knockout: no query; give at least one position that may no longer read the sources")
 
-    @property
+    @cached_property
     def sites(self) -> tuple[Site, ...]:
         return tuple(Site(layer, KNOCKOUT) for layer in self.layers)
 
-    @property
+    @cached_property
     def alike(self) -> tuple:
         """What two knockouts share that do the same, whatever their layers; two masks are the same if they are one."""
         return tuple(id(x) if isinstance(x, Tensor) else x for x in (

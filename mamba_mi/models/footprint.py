@@ -72,9 +72,9 @@ def state(config) -> int:
 
 def run(config, row: int) -> int:
     """The cone's jobs; the other run's values at resid, out and scan_out, as many as fit into as much; the clean state of
-    every prompt, twice while it goes on; the logits that are read."""
+    every prompt, of one layer twice while it goes on; the logits that are read."""
     values = 4 * BATCH * LENGTH * config.n_layer * (2 * config.d_model + config.d_inner)
-    return CONE + min(CONE, values) + 2 * BATCH * row + READ
+    return CONE + min(CONE, values) + BATCH * row * (config.n_layer + 1) // config.n_layer + READ
 
 
 def measured() -> dict[str, int]:

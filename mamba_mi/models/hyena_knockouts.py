@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_mi.backends.reference import spread
-from mamba_mi.models.knocking import Gone, gone, refuse_gradients, starts
-from mamba_mi.models.prefix import conv_without, smeared
+from mamba_mi.models.knocking import refuse_gradients
+from mamba_mi.models.prefix import conv_without, cut_taps, smeared
+from mamba_mi.models.removals import Gone, gone
 from mamba_mi.trace import Site
 
 WORK = 1 << 22  # numbers of taps brought together at once
@@ -39,16 +40,16 @@ def knocked(block, trace, y_BLD, u_BLC, seen: Hidden, k_TD, past) -> tuple[Tenso
     size = len(found[0][1].queries_BLH)
     for number, each in found:
         row_B = torch.arange(number * size, (number + 1) * size, device=y_BLD.device)
-        without = _Without(block, trace, number, each, u_BLC[row_B], Hidden(*(x[row_B] for x in seen)), _own(past, row_B))
+        without = _Without(block, trace, number, each, u_BLC[row_B], Hidden(*(x[row_B] for x in seen)), _own(past, size))
         y_B, x0_B = without.read(y_BLD[row_B], x0_BLD[row_B], k_TD if k_TD.ndim == 2 else k_TD[row_B])
         y_BLD = y_BLD.index_put((row_B,), y_B)
         x0_BLD = x0_BLD.index_put((row_B,), x0_B) if each.own else x0_BLD
     return y_BLD, x0_BLD
 
 
-def _own(past, row_B: Tensor):
-    """The state these rows start from: a row each, or one that stands for all."""
-    return past and type(past)(*(x if len(x) == 1 else spread(x, len(row_B)) for x in starts(past, row_B)))
+def _own(past, size: int):
+    """The state a block's rows start from: a row each, or one that stands for all."""
+    return past and type(past)(*(x if len(x) == 1 else spread(x, size) for x in past))
 
 
 class _Without:
@@ -102,7 +103,8 @@ class _Without:
         new_BPD = w_BPD.masked_fill(slots_BP[..., None], 0)
         again_X = smeared(tokens_BP | sides_BP, self.block.config.d_conv).any(0).nonzero()[:, 0]
         if len(again_X):
-            _, x1_BXD, v_BXD = conv_without(self.block.short_filter, u_BPC, tokens_BP, sides_BP, again_X).chunk(3, dim=-1)
+            _, x1_BXD, v_BXD = conv_without(
+                self.block.short_filter, u_BPC, again_X, cut_taps(tokens_BP, sides_BP, again_X, self.block.config.d_conv)).chunk(3, dim=-1)
             new_BPD = new_BPD.index_copy(1, again_X, (x1_BXD * v_BXD).masked_fill(slots_BP[:, again_X, None], 0))
         return w_BPD - new_BPD
 

@@ -9,6 +9,7 @@ C conv channels, H heads, P head width, N state, G groups, K conv width, J jobs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WORK = 1 << 20  # numbers of writes made into states at a time
+STATES = 1 << 22  # and of states, one for each loss
 FEW = 2 * 4  # slots a loss: a token that is taken out of a conv four wide is gone from four slots, and four are written anew
 
 
@@ -55,48 +57,153 @@ def loss(slots_BT: Tensor, tokens_BT: Tensor, sides_BT: Tensor, width: int) -> L
     return Loss(gone_X, gone_BT[:, gone_X], anew_X, anew_BT[:, anew_X], tokens_BT, sides_BT) if len(gone_X) else None
 
 
-def lost(mixer, before: tuple[Tensor, Tensor], losses: Sequence[tuple[Loss, Tensor]], C_RLGN: Tensor, dt_RLH: Tensor,
-         A_HN: Tensor) -> Tensor:
-    """What is missing from each row's y, RLHP; `losses` say for which rows, `before` is the prefix's conv input and dt."""
-    kind = torch.promote_types(C_RLGN.dtype, torch.float32)
-    C_RLGN, dt_RLH = C_RLGN.to(kind), dt_RLH.to(kind)
-    terms, picks = _table(mixer, before, [each for each, _ in losses])
+class Part(NamedTuple):
+    """Some of the losses whose states are made at once: these, the rows that have them, and each row's own among their
+    states; None where row r's is state r % how many there are."""
+
+    losses: slice
+    row_R: Tensor | slice
+    at_R: Tensor | None
+
+
+class Losses:
+    """The distinct losses among those of R rows, a block of `prompts` rows each, and what is made of them alone: once for
+    all layers. A state has `state` numbers; `like` has the layer's type and place."""
+
+    def __init__(self, of: Sequence[Loss | None], prompts: int, width: int, state: int, like: Tensor):
+        self.each = list({id(loss): loss for loss in of if loss is not None}.values())
+        self.prompts, self.width, self.state = prompts, width, state
+        self.kind, self.device = torch.promote_types(like.dtype, torch.float32), like.device
+        number = {id(loss): i for i, loss in enumerate(self.each)}
+        # a row that loses nothing has the number after the last
+        number_R = torch.tensor([number.get(id(loss), len(self.each)) for loss in of]).repeat_interleave(prompts)
+        self._number_R, self._state_R = number_R, number_R * prompts + torch.arange(prompts).repeat(len(of))
+        self.rows = len(number_R)
+
+    def _on(self, x: Tensor) -> Tensor:
+        # a copy from the host that was waited for would wait for all the device has to do
+        return x.to(self.device, non_blocking=True)
+
+    @cached_property
+    def _slots_Y(self) -> Tensor:
+        return torch.cat([each.gone_X for each in self.each]).unique()
+
+    @cached_property
+    def slots_Y(self) -> Tensor:
+        """Every slot whose write goes."""
+        return self._on(self._slots_Y)
+
+    @cached_property
+    def anew(self) -> tuple[Tensor, Tensor] | None:
+        """The slots of every write that is put in, loss after loss, and the taps its conv is without."""
+        if not any(len(each.anew_X) for each in self.each):
+            return None
+        taps_BXK = torch.cat([cut_taps(each.tokens_BT, each.sides_BT, each.anew_X, self.width) for each in self.each], dim=1)
+        return self._on(torch.cat([each.anew_X for each in self.each])), self._on(taps_BXK)
+
+    @cached_property
+    def at_Y(self) -> Tensor:
+        """The slots of the table: those whose writes go, then those of the writes put in."""
+        return self.slots_Y if self.anew is None else torch.cat([self.slots_Y, self.anew[0]])
+
+    @cached_property
+    def _picks(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each loss, which of the table it is about, with weight 1 for what is gone, -1 for what is written in its place,
+        0 where not in that prompt."""
+        found, made = [], len(self._slots_Y)
+        for each in self.each:
+            weight_BX = torch.cat([each.gone_BX.to(self.kind), -each.anew_BX.to(self.kind)], dim=1)
+            at_X = torch.cat([torch.searchsorted(self._slots_Y, each.gone_X), made + torch.arange(len(each.anew_X))])
+            found.append((at_X, weight_BX))
+            made += len(each.anew_X)
+        return found
+
+    @cached_property
+    def picks(self) -> list[tuple[Tensor, Tensor]]:
+        return [(self._on(at_X), self._on(weight_BX)) for at_X, weight_BX in self._picks]
+
+    @cached_property
+    def few(self) -> bool:
+        """Whether each is of a few slots: then all are read at once."""
+        return max(len(at_X) for at_X, _ in self._picks) <= FEW
+
+    @cached_property
+    def _few(self) -> tuple[Tensor, Tensor]:
+        """The entries of the table, prompt after prompt, that each loss of a prompt is about, and their weights, X by V; the
+        last of V, those of a row that loses nothing, weigh nothing."""
+        size, wide = len(self._slots_Y) + sum(len(each.anew_X) for each in self.each), max(len(at_X) for at_X, _ in self._picks)
+        at_XUB = torch.zeros(wide, len(self.each) + 1, self.prompts, dtype=torch.long) + torch.arange(self.prompts) * size
+        weight_XUB = torch.zeros(at_XUB.shape, dtype=self.kind)
+        for i, (at_X, weight_BX) in enumerate(self._picks):
+            at_XUB[:len(at_X), i] += at_X[:, None]
+            weight_XUB[:len(at_X), i] = weight_BX.T
+        return at_XUB.flatten(1), weight_XUB.flatten(1)
+
+    @cached_property
+    def of_rows(self) -> tuple[Tensor, Tensor]:
+        """`_few`, by rows."""
+        return tuple(self._on(x_XV[:, self._state_R]) for x_XV in self._few)
+
+    def of_states(self, losses: slice) -> tuple[Tensor, Tensor]:
+        """`_few`, by losses and prompts."""
+        return tuple(x_XV[:, losses.start * self.prompts:losses.stop * self.prompts] for x_XV in self._few_on)
+
+    @cached_property
+    def _few_on(self) -> tuple[Tensor, ...]:
+        return tuple(map(self._on, self._few))
+
+    @cached_property
+    def row_R(self) -> list[Tensor]:
+        """The rows that have each loss."""
+        return [self._on((self._number_R == i).nonzero()[:, 0]) for i in range(len(self.each))]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The losses in parts whose states are made at once."""
+        found, size = [], max(1, STATES // (self.state * self.prompts)) if self.few else 1
+        for at in range(0, len(self.each), size):
+            losses = slice(at, min(at + size, len(self.each)))
+            row_R = ((losses.start <= self._number_R) & (self._number_R < losses.stop)).nonzero()[:, 0]
+            at_R = self._state_R[row_R] - at * self.prompts
+            in_step = torch.equal(at_R, torch.arange(len(at_R)) % ((losses.stop - at) * self.prompts))
+            found.append(Part(losses, slice(None) if len(row_R) == self.rows else self._on(row_R), None if in_step else self._on(at_R)))
+        return found
+
+
+def lost(mixer, before: tuple[Tensor, Tensor], losses: Losses, C_RLGN: Tensor, dt_RLH: Tensor, A_HN: Tensor) -> Tensor:
+    """What is missing from each row's y, RLHP; `before` is the prefix's conv input and dt."""
+    C_RLGN, dt_RLH = C_RLGN.to(losses.kind), dt_RLH.to(losses.kind)
+    terms = _table(mixer, before, losses)
     if A_HN.shape[1] > 1:
-        return _by_loss(mixer, terms, picks, losses, _read_many_decays, C_RLGN, dt_RLH, A_HN)
-    decay_RLH1 = torch.exp(dt_RLH.double().cumsum(1) * A_HN[:, 0].double()).to(kind)[..., None]
-    terms = terms._replace(x_BXHP=terms.x_BXHP * _left(terms.since_BXH, A_HN, kind))
-    if max(len(at_X) for at_X, _ in picks) <= FEW:
-        return _read_few(terms, picks, losses, C_RLGN) * decay_RLH1
-    return _by_loss(mixer, terms, picks, losses, _read_one_decay, C_RLGN, dt_RLH, A_HN) * decay_RLH1
+        return _read_many_decays(mixer, terms, losses, C_RLGN, dt_RLH, A_HN)
+    decay_RLH1 = torch.exp(dt_RLH.double().cumsum(1) * A_HN[:, 0].double()).to(losses.kind)[..., None]
+    terms = terms._replace(x_BXHP=terms.x_BXHP * _left(terms.since_BXH, A_HN, losses.kind))
+    if losses.few:
+        return _read_few(terms, losses, C_RLGN) * decay_RLH1
+    out_RLHP = terms.x_BXHP.new_zeros(*dt_RLH.shape, terms.x_BXHP.shape[3])
+    for row_R, pick in zip(losses.row_R, losses.picks, strict=True):
+        out_RLHP[row_R] = _read_one_decay(_picked(terms, *pick), C_RLGN[row_R], len(A_HN))
+    return out_RLHP * decay_RLH1
 
 
-def lost_states(mixer, before, losses: Sequence[tuple[Loss, Tensor]], rows: int, A_HN: Tensor) -> Tensor:
+def lost_states(mixer, before, losses: Losses, A_HN: Tensor) -> Tensor:
     """What is missing from the state each row starts from, RHPN."""
-    terms, picks = _table(mixer, before, [each for each, _ in losses])
-    x_BXHP, states = terms.x_BXHP, terms.B_BXGN.shape[3]
-    out_RHPN = x_BXHP.new_zeros(rows, *x_BXHP.shape[2:], states)
-    for (_, row_R), pick in zip(losses, picks, strict=True):
-        h_BHPN = _state(_picked(terms, *pick), A_HN)
-        out_RHPN[row_R] = h_BHPN.repeat(len(row_R) // len(h_BHPN), 1, 1, 1)
+    terms = _table(mixer, before, losses)
+    out_RHPN = terms.x_BXHP.new_zeros(losses.rows, *terms.x_BXHP.shape[2:], terms.B_BXGN.shape[3])
+    for part in losses.parts:
+        h_VHPN = _states(terms, losses, part, A_HN)
+        each = len(out_RHPN[part.row_R]) // len(h_VHPN)
+        out_RHPN[part.row_R] = h_VHPN.repeat(each, 1, 1, 1) if part.at_R is None else h_VHPN[part.at_R]
     return out_RHPN
 
 
-def _table(mixer, before, losses: Sequence[Loss]) -> tuple[Terms, list[tuple[Tensor, Tensor]]]:
-    """The writes that any of the losses takes or puts in, each made once; and for each loss which of them it is about,
-    with weight 1 for what is gone, -1 for what is written in its place, 0 where not in that prompt."""
+def _table(mixer, before, losses: Losses) -> Terms:
+    """The writes that any of the losses takes or puts in, each made once."""
     u_BTC, dt_BTH = before
-    slots_Y = torch.cat([each.gone_X for each in losses]).unique()
-    terms, made = [_terms(mixer, mixer.convolve(u_BTC, None)[0][:, slots_Y], dt_BTH, slots_Y)], len(slots_Y)
-    picks = [(torch.searchsorted(slots_Y, each.gone_X), each.gone_BX.to(terms[0].x_BXHP)) for each in losses]
-    anew = [(i, each) for i, each in enumerate(losses) if len(each.anew_X)]
-    if anew:
-        conv_BYC = torch.cat([_conv_without(mixer, u_BTC, each) for _, each in anew], dim=1)
-        terms.append(_terms(mixer, conv_BYC, dt_BTH, torch.cat([each.anew_X for _, each in anew])))
-    for i, each in anew:
-        (at_X, weight_BX), more = picks[i], len(each.anew_X)
-        picks[i] = torch.cat([at_X, made + torch.arange(more)]), torch.cat([weight_BX, -each.anew_BX.to(weight_BX)], 1)
-        made += more
-    return Terms(*(torch.cat(parts, dim=1) for parts in zip(*terms, strict=True))), picks
+    conv_BYC = mixer.convolve(u_BTC, None)[0][:, losses.slots_Y]
+    if losses.anew:
+        conv_BYC = torch.cat([conv_BYC, F.silu(conv_without(mixer.conv1d, u_BTC, *losses.anew))], dim=1)
+    return _terms(mixer, conv_BYC, dt_BTH, losses.at_Y)
 
 
 def _terms(mixer, conv_BYC: Tensor, dt_BTH: Tensor, at_Y: Tensor) -> Terms:
@@ -108,21 +215,21 @@ def _terms(mixer, conv_BYC: Tensor, dt_BTH: Tensor, at_Y: Tensor) -> Terms:
     return Terms(made.v_BLHP.to(kind) * made.dt_BLH.to(kind)[..., None], made.B_BLGN.to(kind), since_BYH)
 
 
-def _conv_without(mixer, u_BTC: Tensor, each: Loss) -> Tensor:
-    """The conv at the slots written anew, BXC: no tap reads a token taken out, and only its own slot's a `side` token."""
-    return F.silu(conv_without(mixer.conv1d, u_BTC, each.tokens_BT, each.sides_BT, each.anew_X))
-
-
-def conv_without(conv: nn.Conv1d, u_BTC: Tensor, tokens_BT: Tensor, sides_BT: Tensor, at_X: Tensor) -> Tensor:
-    """A causal depthwise conv at some slots of a prefix, BXC, without the tokens taken out; those of `sides` only by their
-    own slot's tap."""
-    weight_KC = conv.weight[:, 0].T
-    width = len(weight_KC)
+def cut_taps(tokens_BT: Tensor, sides_BT: Tensor, at_X: Tensor, width: int) -> Tensor:
+    """The taps, oldest first, that a causal conv so wide is without at some slots, BXK: of the tokens taken out; of those of
+    `sides` all but their own slot's."""
     at_XK = at_X[:, None] + torch.arange(width, device=at_X.device)  # in the prefix padded by width - 1 in front
     tokens_BXK, sides_BXK = (F.pad(mask_BT, (width - 1, 0))[:, at_XK] for mask_BT in (tokens_BT, sides_BT))
-    gone_BXK = tokens_BXK | (sides_BXK & (torch.arange(width, device=at_X.device) < width - 1))
-    taps_BXKC = F.pad(u_BTC, (0, 0, width - 1, 0))[:, at_XK].masked_fill(gone_BXK[..., None].to(u_BTC.device), 0)
-    return (taps_BXKC * weight_KC).sum(dim=2) + conv.bias
+    return tokens_BXK | (sides_BXK & (torch.arange(width, device=at_X.device) < width - 1))
+
+
+def conv_without(conv: nn.Conv1d, u_BTC: Tensor, at_X: Tensor, cut_BXK: Tensor) -> Tensor:
+    """A causal depthwise conv at some slots of a prefix, BXC, without some of its taps."""
+    weight_KC = conv.weight[:, 0].T
+    u_BTC, out = F.pad(u_BTC, (0, 0, len(weight_KC) - 1, 0)), conv.bias
+    for tap, weight_C in enumerate(weight_KC):  # one after another: all at once are as many times as large
+        out = out + u_BTC[:, at_X + tap].masked_fill(cut_BXK[..., tap, None], 0) * weight_C
+    return out
 
 
 def _left(since_BXH, A_HN, kind) -> Tensor:
@@ -135,35 +242,17 @@ def _picked(terms: Terms, at_X: Tensor, weight_BX: Tensor) -> Terms:
     return Terms(x_BXHP * weight_BX[..., None, None], B_BXGN, since_BXH)
 
 
-def _by_loss(mixer, terms, picks, losses, read, C_RLGN, dt_RLH, A_HN) -> Tensor:
-    """`read` for the rows of each loss in turn."""
-    out_RLHP = terms.x_BXHP.new_zeros(*dt_RLH.shape, terms.x_BXHP.shape[3])
-    for (_, row_R), pick in zip(losses, picks, strict=True):
-        out_RLHP[row_R] = read(mixer, _picked(terms, *pick), C_RLGN[row_R], dt_RLH[row_R], A_HN)
-    return out_RLHP
-
-
-def _read_few(terms: Terms, picks, losses, C_RLGN) -> Tensor:
+def _read_few(terms: Terms, losses: Losses, C_RLGN) -> Tensor:
     """Losses of a few slots each, all rows at once: Σ (C · B) x over each row's own slots."""
-    prompts, groups = terms.B_BXGN.shape[0], C_RLGN.shape[2]
-    # a row that loses nothing takes the entry after the last, which weighs nothing
-    widest, of_R = max(len(at_X) for at_X, _ in picks), torch.full((len(C_RLGN),), len(losses))
-    for number, (_, row_R) in enumerate(losses):
-        of_R[row_R] = number
-    at_UX = F.pad(torch.stack([F.pad(at_X, (0, widest - len(at_X))) for at_X, _ in picks]), (0, 0, 0, 1))
-    weight_UBX = torch.stack([F.pad(weight_BX, (0, widest - len(at_X))) for at_X, weight_BX in picks])
-    weight_UBX = F.pad(weight_UBX, (0, 0, 0, 0, 0, 1))
-    prompt_R = torch.arange(len(C_RLGN)) % prompts
-    out = 0
-    for x in range(widest):
-        at_R = at_UX[of_R, x]
-        CB_RLG = (C_RLGN * terms.B_BXGN[prompt_R, at_R][:, None]).sum(-1) * weight_UBX[of_R, prompt_R, x][:, None, None]
-        write_RGE = terms.x_BXHP[prompt_R, at_R].flatten(1).unflatten(1, (groups, -1))
-        out = out + CB_RLG[..., None] * write_RGE[:, None]
+    groups, out = C_RLGN.shape[2], 0
+    x_FGE, B_FGN = terms.x_BXHP.flatten(0, 1).flatten(1).unflatten(1, (groups, -1)), terms.B_BXGN.flatten(0, 1)
+    for at_R, weight_R in zip(*losses.of_rows, strict=True):
+        CB_RLG1 = (C_RLGN * B_FGN[at_R][:, None]).sum(-1, keepdim=True) * weight_R[:, None, None, None]
+        out = out + CB_RLG1 * x_FGE[at_R][:, None]
     return out.flatten(2).unflatten(2, terms.x_BXHP.shape[2:])
 
 
-def _read_one_decay(mixer, terms: Terms, C_RLGN, dt_RLH, A_H1) -> Tensor:
+def _read_one_decay(terms: Terms, C_RLGN, heads: int) -> Tensor:
     """Mamba-2: (C Bᵀ) x, or C (Bᵀ x) where the slots are many."""
     prompts, groups = terms.B_BXGN.shape[0], terms.B_BXGN.shape[2]
     x_BGXE = terms.x_BXHP.unflatten(2, (groups, -1)).flatten(3).transpose(1, 2)
@@ -175,15 +264,30 @@ def _read_one_decay(mixer, terms: Terms, C_RLGN, dt_RLH, A_H1) -> Tensor:
     else:
         y_BGJE = C_BGJN @ (B_BGXN.transpose(2, 3) @ x_BGXE)
     y_RLE = y_BGJE.unflatten(2, (-1, C_RLGN.shape[1])).permute(2, 0, 3, 1, 4).flatten(0, 1).flatten(2)
-    return y_RLE.unflatten(2, (len(A_H1), -1))
+    return y_RLE.unflatten(2, (heads, -1))
 
 
-def _read_many_decays(mixer, terms: Terms, C_RLGN, dt_RLH, A_HN) -> Tensor:
+def _read_many_decays(mixer, terms: Terms, losses: Losses, C_RLGN, dt_RLH, A_HN) -> Tensor:
     """Mamba-1: the scan of a pass that writes nothing, from the state that is lost."""
-    h_BHPN = _state(terms, A_HN)
-    rows, length, groups, states = C_RLGN.shape
-    nothing_RLHP = h_BHPN.new_zeros(rows, length, *h_BHPN.shape[1:3])
-    return mixer.backend.scan(nothing_RLHP, dt_RLH, A_HN, C_RLGN, C_RLGN, h0=h_BHPN, keep_h=False)[0]
+    out_RLHP = terms.x_BXHP.new_zeros(*dt_RLH.shape, terms.x_BXHP.shape[3])
+    for part in losses.parts:
+        h_VHPN, C, row_R = _states(terms, losses, part, A_HN), C_RLGN[part.row_R], part.row_R
+        h0 = h_VHPN if part.at_R is None else h_VHPN[part.at_R]
+        y_RLHP, _ = mixer.backend.scan(torch.zeros_like(out_RLHP[row_R]), dt_RLH[row_R], A_HN, C, C, h0=h0, keep_h=False)
+        out_RLHP[row_R] = y_RLHP
+    return out_RLHP
+
+
+def _states(terms: Terms, losses: Losses, part: Part, A_HN) -> Tensor:
+    """The states that some losses take away, VHPN, V their prompts, loss after loss."""
+    if not losses.few:
+        return torch.cat([_state(_picked(terms, *pick), A_HN) for pick in losses.picks[part.losses]])
+    (x_FHP, B_FGN, since_FH), out = (x.flatten(0, 1) for x in terms), 0
+    for at_V, weight_V in zip(*losses.of_states(part.losses), strict=True):
+        B_VHN = B_FGN[at_V].repeat_interleave(len(A_HN) // B_FGN.shape[1], dim=1)
+        wrote_VHN = B_VHN * _left(since_FH[at_V], A_HN, B_VHN.dtype)
+        out = out + (x_FHP[at_V] * weight_V[:, None, None])[..., None] * wrote_VHN[:, :, None]
+    return out
 
 
 def _state(terms: Terms, A_HN) -> Tensor:

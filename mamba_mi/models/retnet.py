@@ -22,8 +22,8 @@ from mamba_mi.backends import retention
 from mamba_mi.backends.reference import spread
 from mamba_mi.config import UserError
 from mamba_mi.models.dense_gau import KNOWN_BY, parse, published_config, recognises, settle, their_name
-from mamba_mi.models.knocking import gone
 from mamba_mi.models.mixer import Layer, RMSNorm, kaiming
+from mamba_mi.models.removals import gone
 from mamba_mi.models.variants import Card, Published
 from mamba_mi.trace import BLIND, Site
 

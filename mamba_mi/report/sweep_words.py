@@ -10,6 +10,8 @@ from mamba_mi.report.words import ALPHA, NAMES, NOTHING, equals, number, share
 SHOWN = 4  # draws are told of the largest so many observed effects
 SIDE_BY_SIDE = 3  # groups of which all is told: of more, each run's first sentence
 JUDGED = ("conditions", "metric", "n", "mean", "ci_low", "ci_high")  # and the control's p-values
+# backends may be 1e-5 of the largest logit apart in float32, and an effect may be ten times smaller than that; beyond what is printed
+ROUNDING = 1e-4  # of a metric's largest effect
 STATUSES = {"done": "done", "skipped": "done before", "failed": "failed", "interrupted": "interrupted",
             "running": "running", "planned": "not started"}
 
@@ -68,27 +70,43 @@ def of_groups(parts: Sequence[Part], differences: Sequence[dict]) -> list[str]:
 
 
 def _of_difference(one: Part, other: Part, differences: Sequence[dict]) -> list[str]:
-    """One sentence a direction on the cell that differs most, and one that counts the cells that differ."""
+    """One sentence a direction on the cell that differs most, and one that counts the cells that differ; of differences
+    no larger than rounding, that they are."""
     cells = {key_of(row) for row in one.headline}
     known = [row for row in differences if key_of(row) in cells and row["mean"] is not None]
     if not known:
         return []
     there = {key_of(row): (row, next((r for r in other.rows if key_of(r) == key_of(row)), None)) for row in one.rows
              if key_of(row) in cells}
+    sizes = _sizes([*one.rows, *other.rows])
+    real = [row for row in known if abs(row["mean"]) > ROUNDING * sizes.get(row["metric"], 0.0)]
+    if not real:
+        return [f"{one.label} and {other.label} are equal to rounding: in none of the {len(known)} cells shown do they differ by "
+                f"more than {ROUNDING:.0e} of the largest effect.".replace("e-0", "e−")]
     said = []
-    for name in dict.fromkeys(row["conditions"].get("direction") for row in known):
-        rows = [row for row in known if row["conditions"].get("direction") == name]
+    for name in dict.fromkeys(row["conditions"].get("direction") for row in real):
+        rows = [row for row in real if row["conditions"].get("direction") == name]
         widest = max(rows, key=lambda row: abs(row["mean"]))
         first, second = there[key_of(widest)]
         said.append(f"{one.label} and {other.label} differ most at {cell(widest['conditions'])}: {share(first)} "
                     f"against {share(second)}, a difference of {share(widest)}, "
                     f"p (max-T) {equals(widest['p_adjusted'])}, n = {widest['n']}.")
     sure = [row for row in known if row["ci_low"] is not None]
-    apart = [row for row in sure if row["ci_low"] > 0 or row["ci_high"] < 0]
-    firm = sum(row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA for row in known)
+    apart = [row for row in real if row["ci_low"] is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)]
+    firm = sum(row["p_adjusted"] is not None and row["p_adjusted"] < ALPHA for row in real)
+    alike = f" {len(known) - len(real)} are equal to rounding." if len(real) < len(known) else ""
     said.append(f"In {len(apart)} of the {len(sure)} cells shown whose difference has an interval it leaves out zero; in {firm} of "
-                f"{len(known)} p is below {ALPHA:.2g} after correction over the whole map.")
+                f"{len(known)} p is below {ALPHA:.2g} after correction over the whole map.{alike}")
     return said
+
+
+def _sizes(rows: Sequence[dict]) -> dict[str, float]:
+    """The largest effect of each metric."""
+    sizes: dict[str, float] = {}
+    for row in rows:
+        if row["mean"] is not None:
+            sizes[row["metric"]] = max(sizes.get(row["metric"], 0.0), abs(row["mean"]))
+    return sizes
 
 
 def of_draws(rows: Sequence[dict], null: Sequence[dict], metric: str) -> list[str]:

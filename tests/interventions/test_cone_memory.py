@@ -1,4 +1,6 @@
 """What a pass and the cone are said to take is what they take: an upper bound, and within a factor of two."""
+import weakref
+
 import pytest
 import torch
 
@@ -57,3 +59,15 @@ def test_the_cone_keeps_within_its_memory_and_uses_it(variant, dtype, name):
         contrast(lm, tokens_BL, sets, lambda logits_SBV: logits_SBV[..., 0], memory=memory)
     least = {"resid": 2, "write": 3, "knockout": 4}[name]  # whole jobs of a few; of a knockout's scans not all are whole
     assert memory / least <= live.most <= memory
+
+
+@VARIANTS
+def test_the_clean_state_is_held_once_while_it_goes_on(variant):
+    sizes = {"d_model": 32, "n_layer": 6, "vocab_size": 96, "ssm_cfg": SSM[variant]}
+    lm, made, most = models.fresh(sizes, generator=stream(0, "once"), backend="chunked").requires_grad_(False), [], []
+    for layer in lm.layers:
+        layer.register_forward_hook(lambda layer, given, out: out[1] and made.append(weakref.ref(out[1].h_BHPN)))
+        layer.register_forward_pre_hook(lambda *_: most.append(sum(each() is not None for each in made)))
+    tokens_BL = torch.zeros(2, 8, dtype=torch.long)
+    contrast(lm, tokens_BL, [(Edit(Site(1, "resid"), (at,), Replace(torch.zeros(1, 32))),) for at in (3, 5, 7)], lambda x: x[..., 0])
+    assert len(made) == 3 * 6 and max(most) == 6  # before each layer: its old state, and one of every other

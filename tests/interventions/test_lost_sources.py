@@ -126,3 +126,11 @@ def test_float32_follows(variant):
     sets = [(Knockout((0, 1), -1, (3, 4), conv),) for conv in CONVS]
     got = evaluate(single, tokens_BL, sets, lambda x: x[..., :V])
     assert got.dtype == torch.float32 and deviation(got, brute_force(lm, tokens_BL, sets)) <= 1e-5
+
+
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_the_same_knockouts_in_other_jobs_of_the_next_layer(variant):
+    lm, tokens_BL = model(variant), tokens(2, L)
+    sets = [(Knockout((0, 1), -1, 3),), (Edit(Site(0, "resid"), -1, Scale(0.5)), Knockout(1, -1, 5)), (Knockout(0, -1, 5),)]
+    got = evaluate(lm, tokens_BL, sets, lambda x: x[..., :V])
+    assert deviation(got, brute_force(lm, tokens_BL, sets)) <= 1e-10
