@@ -7,6 +7,9 @@
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs; `silu` is over y
     softplus(z_BLE, bias_E) -> log(1 + exp(z + bias)), in the bias's type
     gate(y_BLE, z_BLE) -> y ∘ silu(z)
+    norm(x_BLD, weight_D, eps, *, groups=1) -> weight x / sqrt(mean(x²) + eps), in the weight's type
+        the mean is over each of `groups` equal parts of the width
+    gated_norm(y_BLE, z_BLE, weight_E, eps, *, groups=1) -> the norm of gate(y, z), in y's type
     long_conv(w_BLD, k_TD, *, past_bPD=None) -> y_BLD
         y_t = Σ_{s<=t} k_{t-s} w_s; `past` is w before the pass, and k has a tap for every token of both. k_BTD has its own
         taps for every row

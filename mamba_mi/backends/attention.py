@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mamba_mi.backends.chunked import conv
 from mamba_mi.backends.long_conv import whole as long_conv
-from mamba_mi.backends.reference import gate, softplus, spread, widened
+from mamba_mi.backends.reference import gate, gated_norm, norm, softplus, spread, widened
 from mamba_mi.backends.retention import whole as retain
 from mamba_mi.config import UserError
 
-__all__ = ["blocks", "conv", "gate", "long_conv", "missing", "mixing", "picked", "retain", "scan", "softplus"]
+__all__ = ["blocks", "conv", "gate", "gated_norm", "long_conv", "missing", "mixing", "norm", "picked", "retain", "scan", "softplus"]
 BLOCK = 1 << 16  # entries of M made at once: they stay in cache
 
 

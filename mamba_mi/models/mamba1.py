@@ -98,7 +98,7 @@ class Block(Mixer):
 
     def enter(self, at, resid_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the layer works on: the normed stream, the conv's input, the gate."""
-        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
+        n_BLD = at("normed", self.norm(resid_BLD, self.backend).to(self.in_proj.weight.dtype))
         u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
         return n_BLD, at("in_proj", u_BLE), at("gate", z_BLE)
 

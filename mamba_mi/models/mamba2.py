@@ -97,7 +97,7 @@ class Block(Mixer):
         at, config = self.sites(trace), self.config
         E, H, GN = config.d_inner, config.heads, config.ngroups * config.d_state
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
-        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
+        n_BLD = at("normed", self.norm(resid_BLD, self.backend).to(self.in_proj.weight.dtype))
         z_BLE, xBC_BLC, dt_BLH = self.in_proj(n_BLD).split([E, E + 2 * GN, H], dim=-1)
         xBC_BLC, z_BLE = at("in_proj", xBC_BLC), at("gate", z_BLE)
         conv_BLC, tail = self.convolve(xBC_BLC, past, keep=keep)
@@ -107,7 +107,7 @@ class Block(Mixer):
         selected = self.select(at, conv_BLC, dt_BLH)
         y_BLHP, h = self.mix(trace, xBC_BLC, selected, -self.A_log.exp()[:, None], past, keep)
         y_BLE = at("scan_out", y_BLHP.flatten(2))
-        gated_BLE = self.gated_norm(self.backend.gate(y_BLE, z_BLE)).to(y_BLE.dtype)  # gate before norm
+        gated_BLE = self.gated_norm(y_BLE, self.backend, z_BLE)  # gate before norm
         out_BLD = at("out", self.out_proj(at("gated", gated_BLE)))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
 
