@@ -12,7 +12,17 @@ from torch import Tensor
 
 from mamba_mi.backends import many_decays, many_decays_gradients, one_decay, one_decay_gradients
 from mamba_mi.backends.long_conv import long_conv
-from mamba_mi.backends.reference import gate, gated_norm, joined, needs_grad, norm, own_types, softplus, spread, widened
+from mamba_mi.backends.reference import (
+    gate,
+    gated_norm,
+    joined,
+    needs_grad,
+    norm,
+    own_types,
+    softplus,
+    spread,
+    widened,
+)
 from mamba_mi.backends.retention import retain
 from mamba_mi.backends.shifted_sums import Conv, added
 

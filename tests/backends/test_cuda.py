@@ -11,7 +11,7 @@ from oracles import deviation
 import mamba_mi
 from mamba_mi import UserError, backends
 from mamba_mi.backends import chunked, cuda, cuda_gradients, cuda_library, proving, reference
-from tests.backends import stand_in, test_conv
+from tests.backends import stand_in, stand_in_seams, test_conv
 from tests.backends.test_gradients import case, gradients
 from tests.backends.test_scan import SHAPES, drawn, fierce
 
@@ -196,8 +196,8 @@ def test_every_family_says_the_same_through_it(stood_in, name):
 
 
 OLD = {"1.2": {name: holds for name, holds in stand_in.NEW.items() if "ssd" not in name} | {"causal_conv1d": {
-           "causal_conv1d_fn": stand_in.causal_conv1d_fn_of_1_0}},
-       "2.0": stand_in.NEW | {"mamba_ssm.ops.triton.ssd_combined": {"mamba_chunk_scan_combined": stand_in.mamba_chunk_scan_combined_of_2_0}},
+           "causal_conv1d_fn": stand_in_seams.causal_conv1d_fn_of_1_0}},
+       "2.0": stand_in.NEW | {"mamba_ssm.ops.triton.ssd_combined": {"mamba_chunk_scan_combined": stand_in_seams.mamba_chunk_scan_combined_of_2_0}},
        "without Mamba-1": stand_in.NEW | {"mamba_ssm.ops.selective_scan_interface": {
            "selective_scan_fn": stand_in.selective_scan_fn, "selective_scan_cuda": None}},
        "without a conv": {name: holds for name, holds in stand_in.NEW.items() if "conv" not in name}}
@@ -267,8 +267,8 @@ def unproved():
 
 def test_a_right_backend_is_proved_once_and_taken(stood_in, unproved):
     stood_in(types=())
-    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 3
-    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 3
+    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 9
+    assert proving.prove("cuda", "cpu") == "" and len(stand_in.CALLS) == 9 and len(called()) == 7
     for name in ("chunked", "reference"):
         assert proving.prove(name, "cpu") == ""
 
