@@ -42,14 +42,14 @@ def _refused(name: str, groups: int, x, *others) -> str:
     width, most = x.shape[-1] // groups, MOST_BYTES // x.element_size()
     if width > most:
         return f"{name} is at most {most} wide, and {width} are asked for"
-    if any(_reach(each) >= MOST_NUMBERS for each in (x, *others)):
-        return f"{name} reckons places in 32 bits, and {_reach(x)} numbers are asked for"
+    if (reach := max(map(_reach, (x, *others)))) >= MOST_NUMBERS:
+        return f"{name} reckons places in 32 bits, and {reach} numbers are asked for"
     return ""
 
 
 def _reach(x: Tensor) -> int:
-    """How far apart its first and last number lie."""
-    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+    """How many places its numbers take, or theirs who is made of them."""
+    return max(x.numel(), 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())))
 
 
 def _norm(eps, x_BLD, weight_D):

@@ -301,10 +301,18 @@ BROKEN = [({"selective_scan_fn": changing(stand_in.selective_scan_fn, lambda y: 
            "the scan of one decay a head is off by nan"),
           ({"mamba_chunk_scan_combined": with_another_state(stand_in.mamba_chunk_scan_combined)}, "the last state of the scan of one decay a head is off by 1e-02"),
           ({"causal_conv1d_fn": changing(stand_in.causal_conv1d_fn, torch.zeros_like)}, "the conv is off by 1e+00"),
+          ({"rms_norm_fn": changing(stand_in.rms_norm_fn, lambda y: y * 1.1)}, "the norm is off by 1e-01"),
+          ({"rmsnorm_fn": changing(stand_in.rmsnorm_fn, lambda y: y * 1.1)}, "the gated norm is off by 1e-01"),
+          ({"mamba_inner_fn": changing(stand_in.mamba_inner_fn, lambda y: y * 1.1)}, "a layer of mamba1 that nobody watches is off by 1e-01"),
+          ({"mamba_split_conv1d_scan_combined": changing(stand_in.mamba_split_conv1d_scan_combined, lambda y: y * 1.1)},
+           "a layer of mamba2 that nobody watches is off by 1e-01"),
+          ({"mamba_split_conv1d_scan_combined": with_another_state(stand_in.mamba_split_conv1d_scan_combined)},
+           "the last state of a layer of mamba2 that nobody watches is off by 1e-02"),
+          ({"mamba_inner_fn": raising}, "it was tried and raised RuntimeError: CUDA error: no kernel image is available"),
           ({"causal_conv1d_fn": raising}, "it was tried and raised RuntimeError: CUDA error: no kernel image is available")]
 
 
-@pytest.mark.parametrize(("changed", "said"), BROKEN, ids=[said for _, said in BROKEN])
+@pytest.mark.parametrize(("changed", "said"), BROKEN, ids=[f"{next(iter(changed))}: {said}" for changed, said in BROKEN])
 def test_a_build_that_computes_something_else_is_refused_and_passed_over(stood_in, unproved, monkeypatch, changed, said):
     stood_in(broken(**changed), types=())
     monkeypatch.setattr(cuda, "DEVICES", ("cpu", "cuda"))  # as if the CPU were the device
