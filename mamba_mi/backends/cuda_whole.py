@@ -9,6 +9,8 @@ W all of them side by side, as one projection makes them.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,9 @@ def whole_mamba1(uz_BLW, conv_CK, conv_C, x_proj, dt_proj_ER, dt_E, A_EN, D_E, o
     short = all(x.dtype == uz_BLW.dtype for x in (conv_CK, conv_C, x_proj, dt_proj_ER, out_proj_DE))
     if not (_fits(uz_BLW, conv_CK) and short and all(x.dtype == exact for x in (dt_E, A_EN, D_E)) and A_EN.shape[1] <= MOST_STATES):
         return None
-    if _lacking("mamba_inner_fn"):
-        return None
-    return library().whole_mamba1(dense(uz_BLW.transpose(1, 2)), dense(conv_CK[:, None]), dense(conv_C), x_proj, dt_proj_ER,
-                                  out_proj_DE, None, dense(A_EN), None, None, dense(D_E), delta_bias=dense(dt_E),
-                                  delta_softplus=True)
+    return _called("mamba_inner_fn", library().whole_mamba1, dense(uz_BLW.transpose(1, 2)), dense(conv_CK[:, None]), dense(conv_C),
+                   x_proj, dt_proj_ER, out_proj_DE, None, dense(A_EN), None, None, dense(D_E), delta_bias=dense(dt_E),
+                   delta_softplus=True)
 
 
 def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, groups, dt_limit,
@@ -38,14 +38,14 @@ def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, gr
     # of the conv's input, a part of all: strides of whole eights, from where a load of 16 bytes may start
     if not _fits(zuBCdt_BLW, conv_CK) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 8:
         return None
-    if _lacking("mamba_split_conv1d_scan_combined"):
-        return None
     kind = torch.promote_types(zuBCdt_BLW.dtype, torch.float32)
     given = (dense(x.to(kind)) for x in (zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H))
-    gated_BLE, h_BHPN = library().whole_mamba2(
-        *given, CHUNK, dt_limit=dt_limit, return_final_states=True, activation="silu", rmsnorm_weight=dense(norm_E.to(kind)),
-        rmsnorm_eps=eps, headdim=inner // len(A_H), ngroups=groups, norm_before_gate=False)
-    gated_BLE = gated_BLE.to(zuBCdt_BLW.dtype)
+    made = _called("mamba_split_conv1d_scan_combined", library().whole_mamba2, *given, CHUNK, dt_limit=dt_limit, activation="silu",
+                   return_final_states=True, rmsnorm_weight=dense(norm_E.to(kind)), rmsnorm_eps=eps, headdim=inner // len(A_H),
+                   ngroups=groups, norm_before_gate=False)
+    if made is None:
+        return None
+    gated_BLE, h_BHPN = made[0].to(zuBCdt_BLW.dtype), made[1]
     if not keep:
         return gated_BLE, None, None
     u_BLC = zuBCdt_BLW[..., inner:inner + channels]
@@ -58,8 +58,13 @@ def _fits(x_BLW, conv_CK) -> bool:
             and not torch.is_autocast_enabled(x_BLW.device.type))
 
 
-def _lacking(name: str) -> bool:
-    """Whether the library has no such call, which is told."""
-    if name in library().lacks:
-        tell("a layer that nobody watches is computed", library().lacks[name], by="step by step")
-    return name in library().lacks
+def _called(name: str, call: Callable | None, *given, **how):
+    """What the call gives; None, which is told, where the library has none, or hands causal-conv1d what that does not take."""
+    lacks = library().lacks
+    if name not in lacks:
+        try:
+            return call(*given, **how)
+        except TypeError as error:  # raised before anything ran: two versions that do not fit
+            lacks[name] = f"mamba-ssm and causal-conv1d as installed do not fit together ({error})".partition("\n")[0]
+    tell("a layer that nobody watches is computed", lacks[name], by="step by step")
+    return None

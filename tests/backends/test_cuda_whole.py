@@ -7,7 +7,7 @@ from oracles import deviation
 from small import small, tokens
 
 import mamba_mi
-from mamba_mi.backends import cuda, cuda_gradients, reference
+from mamba_mi.backends import cuda, cuda_gradients, cuda_library, reference
 from mamba_mi.config import stream
 from mamba_mi.models import mamba1, mamba2
 from mamba_mi.trace import BLIND, Site, Trace
@@ -229,6 +229,22 @@ def test_a_call_that_the_library_lacks_is_told_once_and_the_layer_goes_step_by_s
     mine = [str(each.message) for each in caught if "nobody watches" in str(each.message)]
     assert len(mine) == 1 and mine[0].startswith(f"backend=cuda: a layer that nobody watches is computed step by step: {said}")
     assert WHOLE[variant] not in called()
+
+
+def unfit(*_, **__):
+    raise TypeError("causal_conv1d_fwd(): incompatible function arguments. The following are supported:\n    1. (arg0: torch.Tensor")
+
+
+def test_two_libraries_that_do_not_fit_together_are_asked_once_and_that_is_told(stood_in, variant):
+    modules = without(MAMBA1, mamba_inner_fn=unfit) if variant == "mamba1" else without(MAMBA2, mamba_split_conv1d_scan_combined=unfit)
+    ours, wide, x = layers(variant, stood_in, modules=modules)
+    with pytest.warns(UserWarning, match="computed step by step: mamba-ssm and causal-conv1d as installed do not fit together .causal_conv1d_fwd"):
+        assert deviation(ours(x, keep=False)[0], wide(x)[0]) <= 1e-12
+    told, lacks = " ".join(cuda_gradients.told), cuda_library.library().lacks
+    assert "\n" not in told and lacks.keys() == {WHOLE[variant]}
+    lacks[WHOLE[variant]] = "asked again"
+    ours(x, keep=False)
+    assert lacks[WHOLE[variant]] == "asked again"
 
 
 OLD = {"1.2": ("mamba1", without(MAMBA1, mamba_inner_fn=stand_in_whole.mamba_inner_fn_of_1_2)),
