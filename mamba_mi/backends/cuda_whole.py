@@ -36,7 +36,7 @@ def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, gr
     channels, width = conv_CK.shape
     inner = len(norm_E)
     # of the conv's input, a part of all: strides of whole eights, from where a load of 16 bytes may start
-    if not _fits(zuBCdt_BLW, conv_CK) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 8:
+    if not _fits(zuBCdt_BLW, conv_CK) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 4:
         return None
     kind = torch.promote_types(zuBCdt_BLW.dtype, torch.float32)
     given = (dense(x.to(kind)) for x in (zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H))

@@ -81,6 +81,7 @@ def mamba_inner_fn_of_1_2(xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_p
     check(dstate <= 256 and D.shape == delta_bias.shape == (dim,), "CHECK_SHAPE")
     check(conv1d_weight.shape[1] == 1 and x_proj_weight.shape == (rank + 2 * dstate, dim), "CHECK_SHAPE")
     kind = xz.dtype
+    xz = xz if xz.stride(-1) == 1 else xz.contiguous()
     x, z = xz.chunk(2, dim=1)
     v_BEL = _convolved(x, conv1d_weight[:, 0], conv1d_bias)
     low, B_, C_ = (x_proj_weight.double() @ v_BEL).to(kind).double().split([rank, dstate, dstate], dim=1)

@@ -10,6 +10,7 @@ import mamba_mi
 from mamba_mi.backends import cuda, cuda_gradients, cuda_library, reference
 from mamba_mi.config import stream
 from mamba_mi.models import mamba1, mamba2
+from mamba_mi.models.mixer import RMSNorm
 from mamba_mi.trace import BLIND, Site, Trace
 from tests.backends import stand_in, stand_in_whole
 
@@ -138,12 +139,12 @@ def test_under_autocast_and_in_float64_it_goes_step_by_step(stood_in, variant, m
     assert deviation(ours(x, keep=False)[0], wide(x)[0]) <= 1e-12 and WHOLE[variant] not in called()
 
 
-def arguments(variant, device="cpu", *, width=4, length=5, states=8, heads=8):
-    """The verb of this layer and what it is given: E = 16 heads, R = 2."""
+def arguments(variant, device="cpu", *, width=4, length=5, states=8, heads=8, head=16):
+    """The verb of this layer and what it is given: E = heads head, R = 2."""
     def of(*sizes):
         return torch.rand(*sizes, dtype=torch.float32, device=device, generator=stream(0, "arguments") if device == "cpu" else None)
 
-    inner = 16 * heads
+    inner = head * heads
     if variant == "mamba1":
         return cuda.whole_mamba1, [of(2, length, 2 * inner), of(inner, width), of(inner), of(2 + 2 * states, inner), of(inner, 2), of(inner),
                                    -of(inner, states), of(inner), of(32, inner)], {}
@@ -152,12 +153,13 @@ def arguments(variant, device="cpu", *, width=4, length=5, states=8, heads=8):
                                of(heads), of(inner), 1e-5], {"groups": 1, "dt_limit": (0.0, float("inf")), "keep": False}
 
 
-@pytest.mark.parametrize("sizes", [{}, {"width": 2}, {"width": 5}, {"states": 256}, {"states": 257}, {"heads": 3}, {"states": 10}], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"width": 2}, {"width": 5}, {"states": 256}, {"states": 257}, {"heads": 3}, {"states": 10},
+                                   {"length": 1, "heads": 3, "head": 4}, {"heads": 4, "states": 10}, {"heads": 2, "head": 3, "states": 1}],
+                         ids=str)
 def test_what_the_call_does_not_do_it_is_not_asked(stood_in, variant, sizes):
     stood_in()
     verb, given, how = arguments(variant, **sizes)
-    refused = {"width": 5} == sizes or variant == "mamba1" and {"states": 257} == sizes or variant == "mamba2" and sizes in (
-        {"heads": 3}, {"states": 257}, {"states": 10})
+    refused = sizes in ({"width": 5}, {"states": 257}) or variant == "mamba2" and sizes not in ({}, {"width": 2}, {"states": 256})
     assert (verb(*given, **how) is None) == refused == (not called()) and not cuda_gradients.told
 
 
@@ -188,6 +190,8 @@ def test_every_family_says_the_same_unwatched(stood_in, name):
         layer.backend = backend
     got, want = (each.through(each.embed(ids), keep=False)[0].detach() for each in (other, lm))
     assert deviation(got, want) <= 1e-9
+    norms = [name for name, part in lm.layers.named_modules() if isinstance(part, RMSNorm) and name.rpartition(".")[2] in ("norm", "norm_moe")]
+    assert [name for name, _ in stand_in.CALLS].count("rms_norm_fn") == len(norms)
     taken = called("rms_norm_fn", "rmsnorm_fn") & set(WHOLE.values())
     wide = name != "tiny" or not (2 * lm.config.d_inner + 2 * lm.config.ngroups * lm.config.d_state + lm.config.heads) % 8
     assert taken == ({WHOLE[OTHERS[name]]} if OTHERS[name] and wide else set())
@@ -276,7 +280,15 @@ def test_a_norm_that_the_library_does_not_do_is_plain_torchs_and_told(stood_in, 
     backend = stood_in(types=())
     sizes = {"length": 1, "width": 16385, "dtype": torch.float32, "device": "cpu"} | how
     width = sizes["width"] * groups
-    x = torch.ones(1, sizes["length"] // groups or 1, width, dtype=sizes["dtype"], device=sizes["device"])
-    for got in (backend.norm(x, x[0, 0], 1e-5, groups=groups), backend.gated_norm(x, x, x[0, 0], 1e-5, groups=groups)):
+    x = torch.ones(1, 1, width, dtype=sizes["dtype"], device=sizes["device"])
+    x, weight = x.expand(1, max(1, sizes["length"] // groups), width), x[0, 0]  # one token many times over takes as many places in what is made
+    for got in (backend.norm(x, weight, 1e-5, groups=groups), backend.gated_norm(x, x, weight, 1e-5, groups=groups)):
         assert got.shape == x.shape and (x.is_meta or got.isfinite().all())
     assert not called() and sum(said in each for each in cuda_gradients.told) == 2
+
+
+def test_nor_one_of_a_part_of_so_many_numbers(stood_in):
+    backend = stood_in(types=())
+    z, weight = torch.empty(1, 2**20, 2**12, device="meta")[..., :64], torch.empty(64, device="meta")
+    assert backend.gated_norm(torch.empty(z.shape, device="meta"), z, weight, 1e-5).shape == z.shape
+    assert not called() and "4294963264 numbers are asked for" in " ".join(cuda_gradients.told)

@@ -45,7 +45,7 @@ def test_both_norms_are_what_numpy_makes_of_them(backend, kind, rows, length, wi
 
 def test_a_width_of_one_is_normed(backend):
     x, z, weight = drawn(torch.float64, 3, 4, 1)
-    x, z = (torch.empty_strided(x.shape, (8, 2, 5), dtype=x.dtype).copy_(each) for each in (x, z))  # any stride is right for one
+    x, z = (torch.empty_strided(x.shape, (4, 1, 5), dtype=x.dtype).copy_(each) for each in (x, z))  # any stride is right for one
     assert deviation(backend.norm(x, weight, EPS), in_numpy(x, weight, 1)) <= 1e-13
     assert deviation(backend.gated_norm(x, z, weight, EPS), in_numpy(x, weight, 1, z)) <= 1e-13
 
