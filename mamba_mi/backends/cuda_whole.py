@@ -25,9 +25,9 @@ def whole_mamba1(uz_BLW, conv_CK, conv_C, x_proj, dt_proj_ER, dt_E, A_EN, D_E, o
     short = all(x.dtype == uz_BLW.dtype for x in (conv_CK, conv_C, x_proj, dt_proj_ER, out_proj_DE))
     if not (_fits(uz_BLW, conv_CK) and short and all(x.dtype == exact for x in (dt_E, A_EN, D_E)) and A_EN.shape[1] <= MOST_STATES):
         return None
-    return _called("mamba_inner_fn", library().whole_mamba1, dense(uz_BLW.transpose(1, 2)), dense(conv_CK[:, None]), dense(conv_C),
-                   x_proj, dt_proj_ER, out_proj_DE, None, dense(A_EN), None, None, dense(D_E), delta_bias=dense(dt_E),
-                   delta_softplus=True)
+    return _called("mamba_inner_fn", lambda call: call(
+        dense(uz_BLW.transpose(1, 2)), dense(conv_CK[:, None]), dense(conv_C), x_proj, dt_proj_ER, out_proj_DE, None, dense(A_EN),
+        None, None, dense(D_E), delta_bias=dense(dt_E), delta_softplus=True), library().whole_mamba1)
 
 
 def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, groups, dt_limit,
@@ -39,10 +39,10 @@ def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, gr
     if not _fits(zuBCdt_BLW, conv_CK) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 4:
         return None
     kind = torch.promote_types(zuBCdt_BLW.dtype, torch.float32)
-    given = (dense(x.to(kind)) for x in (zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H))
-    made = _called("mamba_split_conv1d_scan_combined", library().whole_mamba2, *given, CHUNK, dt_limit=dt_limit, activation="silu",
-                   return_final_states=True, rmsnorm_weight=dense(norm_E.to(kind)), rmsnorm_eps=eps, headdim=inner // len(A_H),
-                   ngroups=groups, norm_before_gate=False)
+    made = _called("mamba_split_conv1d_scan_combined", lambda call: call(
+        *(dense(x.to(kind)) for x in (zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H)), CHUNK, dt_limit=dt_limit, activation="silu",
+        return_final_states=True, rmsnorm_weight=dense(norm_E.to(kind)), rmsnorm_eps=eps, headdim=inner // len(A_H),
+        ngroups=groups, norm_before_gate=False), library().whole_mamba2)
     if made is None:
         return None
     gated_BLE, h_BHPN = made[0].to(zuBCdt_BLW.dtype), made[1]
@@ -58,12 +58,12 @@ def _fits(x_BLW, conv_CK) -> bool:
             and not torch.is_autocast_enabled(x_BLW.device.type))
 
 
-def _called(name: str, call: Callable | None, *given, **how):
-    """What the call gives; None, which is told, where the library has none, or hands causal-conv1d what that does not take."""
+def _called(name: str, run: Callable, call: Callable | None):
+    """What `run(call)` gives; None, which is told, where the library has no call, or hands causal-conv1d what that does not take."""
     lacks = library().lacks
     if name not in lacks:
         try:
-            return call(*given, **how)
+            return run(call)
         except TypeError as error:  # raised before anything ran: two versions that do not fit
             lacks[name] = f"mamba-ssm and causal-conv1d as installed do not fit together ({error})".partition("\n")[0]
     tell("a layer that nobody watches is computed", lacks[name], by="step by step")

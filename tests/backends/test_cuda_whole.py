@@ -9,7 +9,7 @@ from small import small, tokens
 import mamba_mi
 from mamba_mi.backends import cuda, cuda_gradients, cuda_library, reference
 from mamba_mi.config import stream
-from mamba_mi.models import mamba1, mamba2
+from mamba_mi.models import mamba1, mamba2, moe
 from mamba_mi.models.mixer import RMSNorm
 from mamba_mi.trace import BLIND, Site, Trace
 from tests.backends import stand_in, stand_in_whole
@@ -119,6 +119,7 @@ def test_watched_from_a_past_or_for_a_gradient_it_goes_step_by_step(stood_in, va
     with Trace(keep=[Site(1, "scan_out")]) as trace:
         trace.begin(0, 21)
         assert deviation(ours(x, trace, keep=False)[0], want[0]) <= 1e-12
+    assert called() == {"rms_norm_fn", "causal_conv1d_fn"} | {"mamba1": {"selective_scan_fn"}, "mamba2": {"mamba_chunk_scan_combined", "rmsnorm_fn"}}[variant]
     assert deviation(ours(x, BLIND, past, keep=False)[0], wide(x, BLIND, past)[0]) <= 1e-12
     asked = x.clone().requires_grad_()
     for one, other in zip(*(torch.autograd.grad(each(asked, keep=False)[0].square().sum(), asked) for each in (ours, wide)), strict=True):
@@ -204,6 +205,22 @@ def test_falcon_mamba_which_norms_what_it_selects_by_goes_step_by_step(stood_in)
         layer.backend = backend
     got, want = (each.through(each.embed(tokens(2, 9)), keep=False)[0] for each in (other, lm))
     assert deviation(got, want) <= 1e-12 and called() == {"rms_norm_fn", "causal_conv1d_fn", "selective_scan_fn"}
+
+
+def test_a_layer_beside_experts_goes_step_by_step_with_both_its_norms(stood_in):
+    config = moe.Config(d_model=32, n_layer=1, vocab_size=1, padded_vocab=1, dt_rank=2, d_state=4, pattern=("r1",), d_ff=16)
+    ours, wide = (moe.Block(config, 0, backend).double().requires_grad_(False) for backend in (stood_in(), reference))
+    ours.initialise(stream(0, "beside"))
+    wide.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 9, 32, dtype=torch.float64, generator=stream(1, "beside"))
+    assert deviation(ours(x, keep=False)[0], wide(x)[0]) <= 1e-12
+    assert sorted(name for name, _ in stand_in.CALLS) == ["causal_conv1d_fn", "rms_norm_fn", "rms_norm_fn", "selective_scan_fn"]
+
+
+def test_what_is_not_built_is_said_to_be_so_whatever_else_lacks(stood_in):
+    stood_in({name: holds for name, holds in without(MAMBA1, selective_scan_cuda=None).items() if name != "causal_conv1d"})
+    assert "is built without selective_scan_cuda" in cuda_library.library().lacks["selective_scan_fn"]
+    assert "is not installed" in cuda_library.library().lacks["causal_conv1d_fn"]
 
 
 def without(module, **parts):
