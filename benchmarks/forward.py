@@ -66,11 +66,11 @@ def their_name(name: str) -> str:
     return f"backbone.layers.{layer}.{inner}"
 
 
-def check_equal(ours_BLV: Tensor, theirs_BLV: Tensor, what: str) -> float:
-    """The largest difference over the largest logit; ValueError beyond BOUND: a wrong answer has no speed."""
+def check_equal(ours_BLV: Tensor, theirs_BLV: Tensor, what: str, bound: float = BOUND) -> float:
+    """The largest difference over the largest logit; ValueError beyond the bound: a wrong answer has no speed."""
     apart = float((ours_BLV - theirs_BLV).abs().max() / theirs_BLV.abs().max())
-    if not apart <= BOUND:
-        raise ValueError(f"{what}: logits are {apart:.1e} of the largest apart, more than {BOUND:.0e}")
+    if not apart <= bound:
+        raise ValueError(f"{what}: logits are {apart:.1e} of the largest apart, more than {bound:.0e}")
     return apart
 
 

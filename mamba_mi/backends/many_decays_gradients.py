@@ -21,7 +21,7 @@ from torch.autograd import Function
 
 from mamba_mi.backends import reference
 from mamba_mi.backends.many_decays import to_NE
-from mamba_mi.backends.reference import again, gather, starts
+from mamba_mi.backends.reference import LOG2E, again, gather, starts
 
 CHUNK = 16  # as many tokens as a state commonly has numbers: borders then take what y takes
 STATE = 2**13  # numbers of a state: more to a step of the loop costs cache, fewer cost calls
@@ -103,6 +103,7 @@ class _Part:
     def __init__(self, room, v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, dy_BLE=None):
         self.x, self.dt, self.B, self.C = (x.transpose(0, 1).contiguous() for x in (v_BLE * w_BLE, dt_BLE, B_BLN, C_BLN))
         self.A, (length, rows, _) = A_NE.contiguous(), self.x.shape
+        self.A_2 = self.A * LOG2E
         size = min(CHUNK, length)
         room = room[:(3 * size + 1) * rows * self.A.numel()].view(-1, rows, *self.A.shape)
         self.a, self.g, self.h = room.split([size, size, size + 1])
@@ -118,7 +119,7 @@ class _Part:
         dt, x, B_ = self.dt[chunk], self.x[chunk], self.B[chunk]
         a, h = self.a[:len(dt)], self.h[1:len(dt) + 1]
         self.each_h[0].copy_(h_BNE)  # first: it may be the last of the states that are now written over
-        torch.mul(dt[:, :, None], self.A, out=a).exp_()
+        torch.mul(dt[:, :, None], self.A_2, out=a).exp2_()
         torch.mul(B_[..., None], x[:, :, None], out=h)
         for t in range(len(dt)):
             self.each_h[t + 1].addcmul_(self.each_a[t], self.each_h[t])

@@ -91,20 +91,20 @@ def _chunk_back(dy, dlast, v, dt, w, A_H1, B_BTGN, C_BTGN, h, spanned):
     dx, dB, dC, ddtA = _inside_back(dy, x, B_, C_, spanned(cum, kind))
     before, dh = _before(len(cum[0]), x), None
     if h is not None:
-        rest, h_ = cum.exp().to(kind)[..., None] * dy, h.unflatten(1, (groups, -1)).flatten(2, 3)  # B G (R P) N
+        rest, h_ = cum.exp2().to(kind)[..., None] * dy, h.unflatten(1, (groups, -1)).flatten(2, 3)  # B G (R P) N
         read = (C_ @ h_.transpose(2, 3)).transpose(1, 2).unflatten(3, x.shape[3:])  # B T G R P
         ddtA += (rest * read).sum(-1).permute(0, 2, 3, 1) @ (1 - before)
         rest = rest.flatten(3).transpose(1, 2)  # B G T (R P)
         dC += rest @ h_
         dh = (rest.transpose(2, 3) @ C_).reshape(h.shape)
     if dlast is not None:
-        left, dlast_ = torch.exp(cum[:, -1:] - cum).to(kind)[..., None], dlast.unflatten(1, (groups, -1)).flatten(2, 3)
+        left, dlast_ = torch.exp2(cum[:, -1:] - cum).to(kind)[..., None], dlast.unflatten(1, (groups, -1)).flatten(2, 3)
         written = (B_ @ dlast_.transpose(2, 3)).transpose(1, 2).unflatten(3, x.shape[3:]) * left
         ddtA += (written * x).sum(-1).permute(0, 2, 3, 1) @ before
         dx += written
         dB += (x * left).flatten(3).transpose(1, 2) @ dlast_
     if dlast is not None and h is not None:
-        whole = cum[:, -1].exp().to(kind).flatten(1)[..., None, None]  # B H 1 1
+        whole = cum[:, -1].exp2().to(kind).flatten(1)[..., None, None]  # B H 1 1
         dh.addcmul_(whole, dlast)
         ddtA += (whole * (h * dlast).sum((2, 3), keepdim=True)).unflatten(1, (groups, -1))[..., 0]
     ddtA = ddtA.permute(0, 3, 1, 2).flatten(2)  # B T H; where the clamp held, nothing that spans it is left

@@ -4,12 +4,15 @@ Shape legend: B batch, L length, H heads, P head width, N state, G groups, C cha
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOG2E = math.log2(math.e)  # exp(x) is 2^(x LOG2E), and to raise 2 is cheaper on most devices
 
 
 def missing() -> str:
@@ -67,7 +70,9 @@ def conv(u_BLC, weight_CK, bias_C, *, tail=None, keep_tail=True, silu=False) -> 
 
 def softplus(z_BLE, bias_E) -> Tensor:
     """log(1 + exp(z + bias)), in the bias's type."""
-    return F.softplus(z_BLE.to(bias_E.dtype) + bias_E)
+    x_BLE = z_BLE.to(bias_E.dtype) + bias_E
+    # over its argument: on CPU half of this step was the memory for another tensor
+    return F.softplus(x_BLE) if x_BLE.requires_grad else torch._C._nn.softplus(x_BLE, out=x_BLE)
 
 
 def gate(y_BLE, z_BLE) -> Tensor:

@@ -17,6 +17,8 @@ from mamba_mi.config import UserError
 from mamba_mi.models.mixer import RMSNorm, State
 from mamba_mi.trace import BLIND, NeverReached, Site, Trace
 
+PART = 1 << 10  # tokens: on a CPU, of what is made of more at once each piece comes in fresh pages, which cost as much as it does
+
 
 @dataclass(frozen=True)
 class Past:
@@ -138,10 +140,25 @@ class LM(nn.Module):
         offset, states = past.length if past else 0, []
         trace.join(offset, resid_BLD.shape[1])
         self.demand(trace.asked)
+        if (size := self._at_once(resid_BLD, trace)) < resid_BLD.shape[1]:
+            parts = []
+            for part in resid_BLD.split(size, 1):
+                part, past = self.through(part, past=past, first=first, last=last)
+                parts.append(part)
+            return torch.cat(parts, 1), past if keep else None
         for i in range(first, last):
             resid_BLD, state = self.layers[i](resid_BLD, trace, past.of(i) if past else None, keep)
             states.append(state)
         return resid_BLD, Past(offset + resid_BLD.shape[1], tuple(states), first) if keep else None
+
+    def _at_once(self, resid_BLD: Tensor, trace) -> int:
+        """How many tokens of a prompt go through the layers together: all, unless a state of one size is all that the next
+        need of them, and nobody watches."""
+        rows, length, _ = resid_BLD.shape
+        if (rows * length <= PART or trace is not BLIND or self.device.type != "cpu" or not all(layer.STEADY for layer in self.layers)
+                or reference.needs_grad((resid_BLD, *self.parameters()))):
+            return length
+        return max(64, PART // rows // 64 * 64)  # whole chunks
 
     def unembed(self, resid_BLD: Tensor, trace=BLIND) -> Tensor:
         """Logits of whatever positions are given; padded vocabulary rows are -inf."""

@@ -68,6 +68,7 @@ class Layer(nn.Module):
     """
 
     SITES: tuple[str, ...] = ()  # in the order they are met
+    STEADY = False  # what the next tokens need of these is a state of one size, or nothing
     MIXED: str | None = None  # the site of what mixing the tokens gave; None where a layer mixes none
     BEFORE: tuple[str, ...] | None = ()  # sites of the tokens before a pass that its knockouts read; None: they need the sources in the pass
     BY_HEAD: tuple[str, ...] = ()  # sites whose first axis goes head after head
@@ -105,6 +106,7 @@ class Mixer(Layer):
 
     SITES = ("resid", "normed", "in_proj", "gate", "conv", "dt", "B", "C", "write", "state", "scan_out", "gated", "out",
              "resid_out")
+    STEADY = True
     MIXED = "scan_out"
     BEFORE = ("in_proj", "dt")  # what the writes can be made from again
     MATRIX = ("dt", "B", "C")
@@ -139,7 +141,10 @@ class Mixer(Layer):
         return knock_out(self, trace, y_BLHP, u_BLC, selected, A_HN, past), h
 
     def skip(self, y_BLHP, v_BLHP) -> Tensor:
-        """y_t + D v_t."""
+        """y_t + D v_t; y, which is nobody else's, is written over where no gradient is to be had."""
+        given = y_BLHP, v_BLHP, self.D
+        if len({x.dtype for x in given}) == 1 and not reference.needs_grad(given):
+            return y_BLHP.addcmul_(v_BLHP, self.D[:, None])
         return torch.addcmul(y_BLHP, v_BLHP, self.D[:, None]).to(v_BLHP.dtype)
 
     def output(self, again, y_BLHP, selected: Selected, past, states, dense_BL) -> Tensor:

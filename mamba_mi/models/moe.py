@@ -64,6 +64,8 @@ def ABOUT(config: Config) -> str:
 class Feed(Layer):
     """A layer that mixes no tokens: RMSNorm, an MLP or experts, and the residual connection."""
 
+    STEADY = True
+
     def __init__(self, config: Config, layer: int, backend):
         super().__init__(config, layer, backend)
         self.norm, self.moe = RMSNorm(config.d_model, config.eps), _fed(config, config.pattern[layer])

@@ -1,13 +1,18 @@
 """The kernels' benchmark runs, its floor is every product with a weight, and models that disagree are not timed. Nothing here is timed."""
 import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
+import kernel_calls
 import kernels
 import pytest
 import roofline
 import torch
 from machine import write
 
-from mamba_mi import Knockout, backends
+from mamba_mi import Knockout, backends, load
 from mamba_mi.interventions import evaluate
 
 TINY = {"d_model": 64, "n_layer": 5, "vocab_size": 96}
@@ -15,16 +20,32 @@ TINY = {"d_model": 64, "n_layer": 5, "vocab_size": 96}
 
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
 def test_the_benchmark_runs_and_writes_a_line_a_length(name, tmp_path):
-    result = kernels.run([name], [18, 3], repeats=1, budget=0.0, **TINY)
-    write(tmp_path, "kernels", result, kernels.page(result))
+    made = []
+    kernels.run([name], [18, 3], repeats=1, budget=0.0, made=made.append, **TINY)
+    assert [[row["length"] for row in result["rows"]] for result in made] == [[18], [3, 18]]
+    write(tmp_path, "kernels", made[1], kernels.page(made[1]))
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
-    assert [(row["length"], row["layers"], row["backend"]) for row in rows] == [(18, 5, "compiled"), (3, 5, "compiled")]
+    assert [(row["length"], row["layers"], row["backend"]) for row in rows] == [(3, 5, "compiled"), (18, 5, "compiled")]
     kinds = {"recorded", "knockout, 1", "patch grid", "heatmap", "transformers", "transformers, tuned"}
-    kinds |= {f"forward, {each}" for each in backends.available() if each not in kernels.PLAIN}
-    assert set(rows[0]["floors"]) == kinds | {"knockout, 16"} and set(rows[1]["floors"]) == kinds
+    kinds |= {f"forward, {each}" for each in backends.available() if each not in kernel_calls.PLAIN}
+    assert set(rows[1]["floors"]) == kinds | {"knockout, 16"} and set(rows[0]["floors"]) == kinds
     assert all(x["min"] > 0 for row in rows for x in row["floors"].values()) and rows[0]["apart"] <= 1e-5
     first, scans = (tmp_path / "kernels.md").read_text().split("## One layer's scan")
     assert [text.count(f"| {name} | 18 ") for text in (first, scans)] == [1, len(rows[0]["scans"])]
+
+
+def test_what_was_measured_here_before_is_kept(tmp_path, capsys):
+    made = []
+    kernels.run(["mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, **TINY)
+    write(tmp_path, "kernels", made[0], kernels.page(made[0]))
+    known = kernels.rows_of(tmp_path / "kernels.json")
+    kernels.run(["mamba-130m", "mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, known=known, **TINY)
+    assert len(made) == 2 and made[1]["rows"][1] == made[0]["rows"][0] and made[1]["rows"][0]["model"] == "mamba-130m"
+    write(tmp_path, "kernels", made[0] | {"machine": made[0]["machine"] | {"cpu": "an abacus"}}, "")
+    for folder, said in ((tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
+        with pytest.raises(SystemExit):
+            kernels.main(["--resume", "--out", str(folder)])
+        assert said in capsys.readouterr().err
 
 
 def test_the_floor_is_every_product_with_a_weight_once():
@@ -36,9 +57,9 @@ def test_the_floor_is_every_product_with_a_weight_once():
         shapes.append((tuple(x.shape), tuple(weight.shape)))
         return linear(x, weight)
 
-    run = kernels.floor(lm, 7)
+    run = kernel_calls.floor(lm, 7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels.F, "linear", noted)
+        patch.setattr(kernel_calls.F, "linear", noted)
         run()
     assert all(x == (1, 7, weight[1]) for x, weight in shapes)
     layer = [(256, 64), (4 + 32, 128), (128, 4), (64, 128)]  # into, dt B C, dt, out of
@@ -61,11 +82,11 @@ def test_a_wrong_flag_is_a_line(flags, said, capsys):
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", kernels.MODELS)
+@pytest.mark.parametrize("name", kernel_calls.MODELS)
 @pytest.mark.parametrize("length", [32, 512, 65536])
 def test_a_part_is_whole_layers(name, length):
-    _, width, layers = kernels.MODELS[name]
-    assert layers % kernels.part_of(width, layers, length) == 0
+    _, width, layers = kernel_calls.MODELS[name]
+    assert layers % kernel_calls.part_of(width, layers, length) == 0
 
 
 def test_the_limit_of_a_scan_is_by_what_binds():
@@ -92,7 +113,7 @@ def test_a_rate_is_what_was_done_in_the_best_time(monkeypatch):
 
 
 def test_a_number_is_a_time_over_the_floors_of_its_round(monkeypatch):
-    lm_floor = kernels.floor
+    lm_floor = kernel_calls.floor
 
     def floor(lm, length):
         run = lm_floor(lm, length)
@@ -100,7 +121,7 @@ def test_a_number_is_a_time_over_the_floors_of_its_round(monkeypatch):
         return run
 
     floors = []
-    monkeypatch.setattr(kernels, "floor", floor)
+    monkeypatch.setattr(kernel_calls, "floor", floor)
     monkeypatch.setattr(kernels, "seconds", lambda call, device: 2.0 if call in floors else 6.0)
     row = kernels.compare("mamba2-130m", 3, "cpu", 2, 0.0, **TINY)
     assert row["milliseconds"] == 2000 and {x["median"] for x in row["floors"].values()} == {3.0}
@@ -109,11 +130,42 @@ def test_a_number_is_a_time_over_the_floors_of_its_round(monkeypatch):
 def test_what_is_timed_as_a_knockout_knocks_the_sources_out_of_every_layer():
     lm = kernels.ours("mamba2", **TINY)
     tokens_BL = torch.arange(9)[None]
-    values, clean = kernels.knocked(lm, tokens_BL, 2)
+    values, clean = kernel_calls.knocked(lm, tokens_BL, 2)
     for got, source in zip(values, (0, 4), strict=True):
         want = evaluate(lm, tokens_BL, [(Knockout(range(5), -1, source),)], lambda logits_SBV: logits_SBV)[0]
         assert torch.allclose(got.flatten(), want.flatten(), atol=1e-6)
     assert len(values) == 2 and not torch.allclose(values[0], clean[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["mamba1", "mamba2"])
+def test_mamba_ssm_is_given_the_same_model_in_the_published_layout(variant, tmp_path):
+    lm = kernels.ours(variant, **TINY)
+    kernel_calls.published(lm, tmp_path)
+    written = torch.load(tmp_path / "pytorch_model.bin")
+    assert torch.equal(written["lm_head.weight"], written["backbone.embedding.weight"])  # its loading asks for both
+    tokens_BL = torch.arange(9)[None]
+    assert torch.equal(load(tmp_path, dtype="float32")(tokens_BL)[0], lm(tokens_BL)[0])
+
+
+def test_others_are_timed_where_they_can_be(monkeypatch):
+    lm = kernels.ours("mamba2", **TINY)
+    monkeypatch.setattr(kernel_calls, "THEIRS", 8)
+    assert set(kernel_calls.theirs(lm, torch.arange(8)[None], "cpu")) == {"transformers", "transformers, tuned"}
+    assert not kernel_calls.theirs(lm, torch.arange(9)[None], "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
+def test_many_sets_in_one_pass_are_timed_beside_a_plain_scan(name):
+    code = (f"import kernels, kernel_calls as k; k.SETS, k.ROWS = 2, 2; rows = []\n"
+            f"kernels.run([{name!r}], [4], repeats=1, budget=0.0, made=rows.append, d_model=32, n_layer=1, vocab_size=96)\n"
+            "row = rows[0]['rows'][0]; assert row['fused']['2 sets, triton']['min'] > 0, row\n"
+            "print(kernels.page(rows[0]).split('## ')[2])")
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, text=True, capture_output=True)
+    assert not done.returncode, done.stderr
+    assert f"| {name} | 4 | triton | **" in done.stdout and "in plain scans" in done.stdout
 
 
 def test_the_rates_of_this_device_are_measured():

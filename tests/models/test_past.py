@@ -2,8 +2,10 @@
 import pytest
 import torch
 from oracles import CONFIGS, MAMBA1, deviation
+from oracles.registry import ORACLES
 
 from mamba_mi import Site, Trace, UserError, load
+from mamba_mi.models import lm as language_model
 
 
 def in_pieces(lm, tokens_BL, cuts, trace=None):
@@ -27,6 +29,30 @@ def test_a_prompt_split_anywhere_goes_on_as_if_whole(published, variant, backend
 def test_a_prompt_longer_than_a_chunk_splits_too(lm, tokens, cuts):
     tokens_BL = tokens(1, 70)
     assert deviation(in_pieces(lm, tokens_BL, cuts), lm(tokens_BL)[0]) <= 1e-10
+
+
+@pytest.mark.parametrize("kind", ORACLES)
+def test_a_long_prompt_that_nobody_watches_goes_through_in_parts(kind, tmp_path, tokens, monkeypatch):
+    ORACLES[kind].write(tmp_path, 0)
+    lm, tokens_BL, calls = load(tmp_path, dtype="float64"), tokens(2, 150), []
+    with Trace(keep=["0.resid"]) as watched:
+        logits_BLV, past = lm(tokens_BL, trace=watched)
+    lm.layers[-1].register_forward_hook(lambda layer, given, made: calls.append(made[0].shape[1]))
+    monkeypatch.setattr(language_model, "PART", 300)
+    lm(tokens_BL)
+    monkeypatch.setattr(language_model, "PART", 299)
+    parts_BLV, parts = lm(tokens_BL)
+    assert calls == [150, 150] if kind in ("retnet", "hyena") else [150, 128, 22]
+    assert deviation(parts_BLV, logits_BLV) <= 1e-10 and parts.length == 150
+    more_BL = tokens(2, 5, seed=1)
+    assert deviation(lm(more_BL, past=parts)[0], lm(more_BL, past=past)[0]) <= 1e-10
+    del calls[:]
+    with Trace(keep=["0.resid"]) as watched:
+        lm(tokens_BL, trace=watched)
+    with torch.enable_grad():
+        lm.requires_grad_(True)(tokens_BL)
+    assert calls == [150, 150]
+    assert lm.requires_grad_(False).through(lm.embed(tokens_BL), keep=False)[1] is None
 
 
 def test_token_by_token_and_watched_gives_what_one_pass_gives(lm, tokens):

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from mamba_mi.backends.kernels import INTERPRETED
 
-LOG2E = 1.4426950408889634  # a GPU raises 2, not e, to a power
-
 
 def on(x: Tensor) -> AbstractContextManager:
     """With x's device the current one: a kernel is launched there, wherever its arguments lie."""

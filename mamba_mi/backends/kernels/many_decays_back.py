@@ -15,8 +15,8 @@ import triton.language as tl
 from torch.autograd import Function
 
 from mamba_mi.backends.kernels import many_decays
-from mamba_mi.backends.kernels.launch import LOG2E, inner, on, padded, strides, sums_in
-from mamba_mi.backends.reference import again, by_token
+from mamba_mi.backends.kernels.launch import inner, on, padded, strides, sums_in
+from mamba_mi.backends.reference import LOG2E, again, by_token
 
 
 @triton.jit

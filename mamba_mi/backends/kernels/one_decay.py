@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_mi.backends.kernels import PRECISION
-from mamba_mi.backends.kernels.launch import LOG2E, inner, on, outputs, padded, strides
+from mamba_mi.backends.kernels.launch import inner, on, outputs, padded, strides
+from mamba_mi.backends.reference import LOG2E
 
 CHUNK = 64
 SLICE = 16  # columns of a product at a time, and the least that a side of one has

@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_mi.backends.kernels.launch import LOG2E, inner, on, padded, strides, sums_in
+from mamba_mi.backends.kernels.launch import inner, on, padded, strides, sums_in
 from mamba_mi.backends.kernels.many_decays import tiles
 from mamba_mi.backends.kernels.one_decay import PRECISION, SLICE, TILE, UNDERFLOW
+from mamba_mi.backends.reference import LOG2E
 
 SETS = 16  # sets of sources a program holds
 
