@@ -24,6 +24,7 @@ SCANS, CONV = ("mamba_ssm", "mamba-ssm"), ("causal_conv1d", "causal-conv1d")  # 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 256  # of selective_scan_fn and mamba_inner_fn
 CHUNK = 64  # decays are summed in float32 within a chunk: the shorter, the less is lost; and short prompts are not padded to 256
+MOST_BYTES = 65536  # of what is normed together
 MOST_NUMBERS = 2**31  # of a tensor: the kernels in Triton reckon places in 32 bits, and say nothing where these do not do
 # what is None in a module of theirs that its function needs
 BUILT = {"selective_scan_cuda": "is built without selective_scan_cuda (MAMBA_KEEP_CUDA_BUILD=TRUE builds it)",

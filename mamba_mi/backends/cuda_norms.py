@@ -11,9 +11,7 @@ from torch import Tensor
 
 from mamba_mi.backends import chunked
 from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
-from mamba_mi.backends.cuda_library import MOST_NUMBERS, library, narrow
-
-MOST_BYTES = 65536  # of what is normed together
+from mamba_mi.backends.cuda_library import MOST_BYTES, MOST_NUMBERS, library, narrow
 
 
 def norm(x_BLD, weight_D, eps, *, groups=1) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mamba_mi.backends import chunked
 from mamba_mi.backends.cuda_gradients import dense, tell
-from mamba_mi.backends.cuda_library import CHUNK, MOST_NUMBERS, MOST_STATES, library, narrow
+from mamba_mi.backends.cuda_library import CHUNK, MOST_BYTES, MOST_NUMBERS, MOST_STATES, library, narrow
 
 
 def whole_mamba1(uz_BLW, conv_CK, conv_C, x_proj, dt_proj_ER, dt_E, A_EN, D_E, out_proj_DE) -> Tensor | None:
@@ -39,6 +39,8 @@ def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, gr
     if not _fits(zuBCdt_BLW, conv_CK) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 4:
         return None
     kind = torch.promote_types(zuBCdt_BLW.dtype, torch.float32)
+    if inner // groups > MOST_BYTES // kind.itemsize:
+        return None
     made = _called("mamba_split_conv1d_scan_combined", lambda call: call(
         *(dense(x.to(kind)) for x in (zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H)), CHUNK, dt_limit=dt_limit, activation="silu",
         return_final_states=True, rmsnorm_weight=dense(norm_E.to(kind)), rmsnorm_eps=eps, headdim=inner // len(A_H),

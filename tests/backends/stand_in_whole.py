@@ -137,8 +137,10 @@ def mamba_split_conv1d_scan_combined_of_2_0(zxbcdt, conv1d_weight, conv1d_bias, 
     if rmsnorm_weight is None:
         out = y * gate
     elif norm_before_gate:
+        _laid(z, dim // ngroups)
         out = _normed(y, rmsnorm_weight.double(), rmsnorm_eps, ngroups) * gate
     else:
+        _laid(z, dim // ngroups)
         out = _normed(y * gate, rmsnorm_weight.double(), rmsnorm_eps, ngroups)
     out, h = out.to(zxbcdt.dtype), h.to(torch.promote_types(zxbcdt.dtype, torch.float32))
     return (out, h) if return_final_states else out

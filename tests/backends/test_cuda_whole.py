@@ -155,12 +155,14 @@ def arguments(variant, device="cpu", *, width=4, length=5, states=8, heads=8, he
 
 
 @pytest.mark.parametrize("sizes", [{}, {"width": 2}, {"width": 5}, {"states": 256}, {"states": 257}, {"heads": 3}, {"states": 10},
-                                   {"length": 1, "heads": 3, "head": 4}, {"heads": 4, "states": 10}, {"heads": 2, "head": 3, "states": 1}],
+                                   {"length": 1, "heads": 3, "head": 4}, {"heads": 4, "states": 10}, {"heads": 2, "head": 3, "states": 1},
+                                   {"heads": 1024}, {"heads": 1032}],
                          ids=str)
 def test_what_the_call_does_not_do_it_is_not_asked(stood_in, variant, sizes):
     stood_in()
     verb, given, how = arguments(variant, **sizes)
-    refused = sizes in ({"width": 5}, {"states": 257}) or variant == "mamba2" and sizes not in ({}, {"width": 2}, {"states": 256})
+    refused = sizes in ({"width": 5}, {"states": 257}) or variant == "mamba2" and sizes not in (
+        {}, {"width": 2}, {"states": 256}, {"heads": 1024})
     assert (verb(*given, **how) is None) == refused == (not called()) and not cuda_gradients.told
 
 
