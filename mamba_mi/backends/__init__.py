@@ -13,6 +13,9 @@
         causal and depthwise; weight[:, K-1] is the current token's tap; the tail is the last K-1 inputs; `silu` is over y
     softplus(z_BLE, bias_E) -> log(1 + exp(z + bias)), in the bias's type
     gate(y_BLE, z_BLE) -> y ∘ silu(z)
+    norm(x_BLD, weight_D, eps, *, groups=1) -> weight x / sqrt(mean(x²) + eps), in the weight's type
+        the mean is over each of `groups` equal parts of the width
+    gated_norm(y_BLE, z_BLE, weight_E, eps, *, groups=1) -> the norm of gate(y, z), in y's type
     long_conv(w_BLD, k_TD, *, past_bPD=None) -> y_BLD
         y_t = Σ_{s<=t} k_{t-s} w_s; `past` is w before the pass, and k has a tap for every token of both. k_BTD has its own
         taps for every row
@@ -29,6 +32,13 @@ prompt share its state. `keep_h=False` and `keep_tail=False` let a kernel leave 
 float32, the state is returned in that type, y in v's. A module is a backend when it defines `scan`. It may say on which
 kinds of device it runs (DEVICES; any), and `missing()` says why it cannot run on this machine, `slow()` why it should only
 where it is asked for. One that says PROVE is tried there before it is used (`proving`).
+
+A backend may also have a call for all that a plain layer does between its projections, for one that nobody watches and that
+starts from nothing. It gives None where it cannot do what is asked, and the layer then goes step by step:
+    whole_mamba1(uz_BLW, conv_CK, conv_C, x_proj, dt_proj_ER, dt_E, A_EN, D_E, out_proj_DE) -> out_BLD
+        u and z are the conv's input and the gate, side by side; x_proj is a matrix, onto dt's R numbers, B and C
+    whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, groups, dt_limit, keep) -> gated_BLE, tail, h_BHPN
+        tail and h are None unless `keep`; dt_E and dt_H are the biases of dt, before its softplus
 """
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from mamba_mi.backends.chunked import conv
 from mamba_mi.backends.long_conv import whole as long_conv
 from mamba_mi.backends.mixing import blocks, groups_of, mixing, mixing_over_heads, spans, written_out
-from mamba_mi.backends.reference import gate, softplus, spread, widened
+from mamba_mi.backends.reference import gate, gated_norm, norm, softplus, spread, widened
 from mamba_mi.backends.retention import whole as retain
 from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "retain", "scan", "softplus", "states_at"]
+__all__ = ["conv", "gate", "gated_norm", "long_conv", "missing", "mixing", "mixing_over_heads", "norm", "retain", "scan",
+           "softplus", "states_at"]
 
 
 def missing() -> str:

@@ -13,12 +13,23 @@ from torch import Tensor
 from mamba_mi.backends import many_decays, many_decays_gradients, one_decay, one_decay_gradients
 from mamba_mi.backends.long_conv import long_conv
 from mamba_mi.backends.mixing import mixing, mixing_over_heads
-from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
+from mamba_mi.backends.reference import (
+    gate,
+    gated_norm,
+    joined,
+    needs_grad,
+    norm,
+    own_types,
+    softplus,
+    spread,
+    widened,
+)
 from mamba_mi.backends.retention import retain
 from mamba_mi.backends.shifted_sums import Conv, added
 from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "retain", "scan", "softplus", "states_at"]
+__all__ = ["conv", "gate", "gated_norm", "long_conv", "missing", "mixing", "mixing_over_heads", "norm", "retain", "scan",
+           "softplus", "states_at"]
 WORK = 2**18  # numbers; four bytes each, half of what a core's second cache commonly holds
 
 

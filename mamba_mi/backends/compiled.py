@@ -18,10 +18,11 @@ from torch import Tensor
 
 from mamba_mi.backends import chunked, reference
 from mamba_mi.backends.chunked import long_conv, mixing, mixing_over_heads, retain
-from mamba_mi.backends.reference import needs_grad, widened
+from mamba_mi.backends.reference import needs_grad, norm, widened
 from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "retain", "scan", "softplus", "states_at"]
+__all__ = ["conv", "gate", "gated_norm", "long_conv", "missing", "mixing", "mixing_over_heads", "norm", "retain", "scan",
+           "softplus", "states_at"]
 DEVICES = ("cpu",)
 ALONE = 2**16  # numbers a loop goes over that are not worth a second thread
 
@@ -88,6 +89,11 @@ def gate(y_BLE, z_BLE) -> Tensor:
     out_BLE = z_BLE.new_empty(z_BLE.shape)
     _run("gate", len(z_BLE) * z_BLE.shape[1], z_BLE.numel(), _flat(y_BLE.expand_as(z_BLE)), _flat(z_BLE), out_BLE)
     return out_BLE
+
+
+def gated_norm(y_BLE, z_BLE, weight_E, eps, *, groups=1) -> Tensor:
+    """The norm of what is gated, in y's type."""
+    return norm(gate(y_BLE, z_BLE), weight_E, eps, groups=groups).to(y_BLE.dtype)
 
 
 def _ours(*given: Tensor | None) -> bool:

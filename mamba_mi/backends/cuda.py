@@ -1,5 +1,5 @@
-"""The scan and conv of mamba-ssm and causal-conv1d, at the seams between a model's sites. What they cannot do is done by
-`chunked` on the same device, and told once.
+"""The scan, conv and norms of mamba-ssm and causal-conv1d, at the seams between a model's sites, and mamba-ssm's calls of whole
+layers where nobody watches them. What they cannot do is done by `chunked` on the same device, and told once.
 
 Mamba-2 is `mamba_chunk_scan_combined`; Mamba-1 is `selective_scan_fn`, which starts from zero: what is left of a start,
 C_t exp(A Σ_{1..t} dt) h_0, is added. Both get float32 whatever the model's type, since the contract takes sums in it.
@@ -17,17 +17,16 @@ from torch import Tensor
 from mamba_mi.backends import chunked, cuda_library
 from mamba_mi.backends.chunked import long_conv, mixing, mixing_over_heads, retain
 from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
-from mamba_mi.backends.cuda_library import library
+from mamba_mi.backends.cuda_library import CHUNK, MOST_STATES, library, narrow
+from mamba_mi.backends.cuda_norms import gated_norm, norm
+from mamba_mi.backends.cuda_whole import whole_mamba1, whole_mamba2
 from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
 from mamba_mi.backends.states import by_scan
 
-__all__ = ["conv", "gate", "long_conv", "missing", "mixing", "mixing_over_heads", "products", "retain", "scan", "softplus",
-           "states_at"]
+__all__ = ["conv", "gate", "gated_norm", "long_conv", "missing", "mixing", "mixing_over_heads", "norm", "products",
+           "retain", "scan", "softplus", "states_at", "whole_mamba1", "whole_mamba2"]
 DEVICES = ("cuda",)
 PROVE = True  # before it is used, on the device: a broken build imports, and computes something else
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
-MOST_STATES = 256  # selective_scan_fn's
-CHUNK = 64  # decays are summed in float32 within a chunk: the shorter, the less is lost; and short prompts are not padded to 256
 WORK = 2**26  # numbers that are made at once of what is left of a start
 
 
@@ -79,8 +78,8 @@ def _refused(one, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> str:
     given = [x for x in (v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0) if x is not None]
     if dt_write is not None and dt_write is not dt_BLH:
         return "the library writes with the dt that decays"
-    if wide := [x.dtype for x in given if x.dtype not in TYPES]:
-        return f"the library has no {str(wide[0]).removeprefix('torch.')}"
+    if reason := narrow(*given):
+        return reason
     name = "mamba_chunk_scan_combined" if one else "selective_scan_fn"
     if name in library().lacks:
         return library().lacks[name]
@@ -139,8 +138,8 @@ def _left(passed_BLH, A_HN):
 
 def _conv_refused(u_BLC, weight_CK, bias_C) -> str:
     """Why the library cannot run this conv; empty when it can."""
-    if wide := [x.dtype for x in (u_BLC, weight_CK, bias_C) if x.dtype not in TYPES]:
-        return f"the library has no {str(wide[0]).removeprefix('torch.')}"
+    if reason := narrow(u_BLC, weight_CK, bias_C):
+        return reason
     if not 2 <= weight_CK.shape[1] <= 4:
         return f"causal_conv1d_fn is 2 to 4 wide, and {weight_CK.shape[1]} is asked for"
     return library().lacks.get("causal_conv1d_fn", "")

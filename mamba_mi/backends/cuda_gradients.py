@@ -18,9 +18,9 @@ from mamba_mi.backends.reference import again, needs_grad
 told: set[str] = set()  # what was said already
 
 
-def tell(what: str, why: str) -> None:
+def tell(what: str, why: str, by: str = "by chunked, on the same device") -> None:
     """Say, once a process, that a kernel is passed over and what runs for it."""
-    if (said := f"backend=cuda: {what} by chunked, on the same device: {why}") not in told:
+    if (said := f"backend=cuda: {what} {by}: {why}") not in told:
         told.add(said)
         warnings.warn(said, stacklevel=2)
 

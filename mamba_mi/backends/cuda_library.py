@@ -1,6 +1,8 @@
 """mamba-ssm and causal-conv1d, imported once, when they are first asked for; of what they lack, why.
 
-Both are old or new: mamba-ssm has the scan of Mamba-2 since 2.0, and since 2.4 that of Mamba-1 only where it is built for it.
+Both are old or new: mamba-ssm has the scan and the gated norm of Mamba-2 since 2.0, when its norm moved to another file, and since
+2.4 the scan of Mamba-1 only where it is built for it. Its calls of whole layers take causal-conv1d from where it was found
+when they were imported.
 """
 from __future__ import annotations
 
@@ -15,8 +17,18 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
+
 INSTALL = "pip install mamba-ssm causal-conv1d, which needs nvcc"
 SCANS, CONV = ("mamba_ssm", "mamba-ssm"), ("causal_conv1d", "causal-conv1d")  # as imported, as installed
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_STATES = 256  # of selective_scan_fn and mamba_inner_fn
+CHUNK = 64  # decays are summed in float32 within a chunk: the shorter, the less is lost; and short prompts are not padded to 256
+MOST_BYTES = 65536  # of what is normed together
+MOST_NUMBERS = 2**31  # of a tensor: the kernels in Triton reckon places in 32 bits, and say nothing where these do not do
+# what is None in a module of theirs that its function needs
+BUILT = {"selective_scan_cuda": "is built without selective_scan_cuda (MAMBA_KEEP_CUDA_BUILD=TRUE builds it)",
+         "causal_conv1d_fwd_function": "finds no causal-conv1d that it can call", "causal_conv1d_cuda": "finds no causal-conv1d that it can call"}
 
 
 class Library(NamedTuple):
@@ -25,6 +37,10 @@ class Library(NamedTuple):
     selective_scan: Callable | None
     chunk_scan: Callable | None
     conv: Callable | None
+    norm: Callable | None
+    gated_norm: Callable | None
+    whole_mamba1: Callable | None
+    whole_mamba2: Callable | None
     lacks: dict[str, str]
 
 
@@ -39,22 +55,45 @@ def library() -> Library:
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # read where a kernel is compiled, and part of what it is cached by
     lacks: dict[str, str] = {}
 
-    def kernel(package, module, name, built=None):
-        why = _absent(*package)
-        if not why:
-            where = _imported(module)
-            if not isinstance(where, ModuleType):
-                why = f"{package[1]} {_version(package[0])} has no {name} ({where})"
-            elif built and getattr(where, built, True) is None:
-                why = f"{package[1]} {_version(package[0])} is built without {built} (MAMBA_KEEP_CUDA_BUILD=TRUE builds it)"
-            else:
-                return getattr(where, name)
-        lacks[name] = why
-        return None
+    def kernel(module, name, *needs, before=None):
+        """The function of that name; `before` is where older libraries had it."""
+        found, why = _found(module, name, needs)
+        if found is None and before:
+            found, _ = _found(before, name, needs)
+        if found is None:
+            lacks[name] = why
+        return found
 
-    return Library(kernel(SCANS, "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", "selective_scan_cuda"),
-                   kernel(SCANS, "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"),
-                   kernel(CONV, "causal_conv1d", "causal_conv1d_fn"), lacks)
+    conv, mamba1 = ("causal_conv1d_fwd_function", "causal_conv1d_cuda"), "mamba_ssm.ops.selective_scan_interface"
+    mamba2, norms = "mamba_ssm.ops.triton.ssd_combined", "mamba_ssm.ops.triton.layer_norm"
+    return Library(
+        kernel(mamba1, "selective_scan_fn", "selective_scan_cuda"), kernel(mamba2, "mamba_chunk_scan_combined"),
+        kernel("causal_conv1d", "causal_conv1d_fn"), kernel(norms, "rms_norm_fn", before="mamba_ssm.ops.triton.layernorm"),
+        kernel("mamba_ssm.ops.triton.layernorm_gated", "rmsnorm_fn"),
+        kernel(mamba1, "mamba_inner_fn", "selective_scan_cuda", *conv),
+        kernel(mamba2, "mamba_split_conv1d_scan_combined", *conv), lacks)
+
+
+def narrow(*given: torch.Tensor) -> str:
+    """Why the library cannot take these types; empty when it can."""
+    wide = [x.dtype for x in given if x.dtype not in TYPES]
+    return f"the library has no {str(wide[0]).removeprefix('torch.')}" if wide else ""
+
+
+def _found(module: str, name: str, needs: tuple[str, ...]) -> tuple[Callable | None, str]:
+    """The function and nothing, or None and why; of `needs` none may be None in its module."""
+    package = CONV if module == CONV[0] else SCANS
+    if why := _absent(*package):
+        return None, why
+    theirs, where = f"{package[1]} {_version(package[0])}", _imported(module)
+    if not isinstance(where, ModuleType):
+        return None, f"{theirs} has no {name} ({where})"
+    for need in needs:
+        if getattr(where, need, True) is None:
+            return None, _absent(*CONV) * (need != "selective_scan_cuda") or f"{theirs} {BUILT[need]}"
+    if not hasattr(where, name):
+        return None, f"{theirs} has no {name}"
+    return getattr(where, name), ""
 
 
 def _absent(package: str, installed_as: str) -> str:

@@ -1,6 +1,6 @@
 """A backend held against the recurrence before it is used: a broken build of a kernel imports, and computes something else.
 
-Shape legend: B batch, L length, H heads, P head width, N state, G groups, C channels, K conv width.
+Shape legend: B batch, L length, H heads, P head width, N state, G groups, C channels, K conv width, D and E widths.
 """
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ def _tried(backend: ModuleType, device: torch.device) -> Iterator[tuple[str, Ten
     there = [x.to(device) for x in given]
     want = reference.conv(u_BLC.double(), weight_CK.double(), bias_C.double(), tail=tail_BKC.double())
     yield from zip(("the conv", "the conv's tail"), backend.conv(*there[:3], tail=there[3]), want)
+    y_BLE, z_BLE, weight_E = given = [x.float() for x in _norm_arguments()]
+    there, wide, how = [x.to(device) for x in given], [x.double() for x in given], {"eps": 1e-5}
+    yield "the norm", backend.norm(there[0], there[2], **how), reference.norm(wide[0], wide[2], **how)
+    yield "the gated norm", backend.gated_norm(*there, groups=2, **how), reference.gated_norm(*wide, groups=2, **how)
+    yield from _layers_tried(backend, device)
+
+
+def _layers_tried(backend: ModuleType, device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of a layer that nobody watches, which may be one call, what it gives and keeps."""
+    from mamba_mi.models import mamba1, mamba2  # which import this package
+    for of, keep, sizes in ((mamba1, False, {"dt_rank": 2}),
+                            (mamba2, True, {"expand": 4, "headdim": 16, "ngroups": 2, "dt_limit": (0.05, 1.0)})):
+        config = of.Config(d_model=32, n_layer=1, vocab_size=1, padded_vocab=1, d_state=16, **sizes)
+        what = f"a layer of {config.variant} that nobody watches"
+        resid_BLD = _normal(what)(2, LENGTH, config.d_model).float()
+        layer, wide = of.Block(config, 0, backend), of.Block(config, 0, reference).double()
+        layer.initialise(stream(0, "proving", what))
+        wide.load_state_dict(layer.state_dict())
+        got, kept = layer.to(device)(resid_BLD.to(device), keep=keep)
+        want, wanted = wide(resid_BLD.double(), keep=keep)
+        yield what, got - resid_BLD.to(device), want - resid_BLD.double()
+        if keep:
+            yield from zip((f"the conv's tail of {what}", f"the last state of {what}"), kept, wanted)
 
 
 def _made(backend: ModuleType, given: list[Tensor]) -> dict[str, Tensor]:
@@ -70,6 +93,11 @@ def _scan_arguments(what, B, H, P, N, G, decays) -> list[Tensor]:
 def _conv_arguments(B=2, C=32, K=4) -> list[Tensor]:
     normal = _normal("conv")
     return [normal(B, LENGTH, C), normal(C, K), normal(C), normal(1, K - 1, C)]
+
+
+def _norm_arguments(B=2, E=96) -> list[Tensor]:
+    normal = _normal("norm")
+    return [normal(B, LENGTH, E), normal(B, LENGTH, E), normal(E)]
 
 
 def _normal(what: str):

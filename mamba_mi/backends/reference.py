@@ -86,6 +86,19 @@ def gate(y_BLE, z_BLE) -> Tensor:
     return F.silu(z_BLE).mul_(y_BLE)
 
 
+def norm(x_BLD, weight_D, eps, *, groups=1) -> Tensor:
+    """x over the root of its mean square, group by group, in the weight's type."""
+    parts = x_BLD.to(weight_D.dtype).unflatten(-1, (groups, -1))
+    # torch's rms_norm makes three tensors of this size on CPU, and most of its time is the memory for them
+    square = torch.linalg.vector_norm(parts, dim=-1, keepdim=True).square() / parts.shape[-1]
+    return (parts * torch.rsqrt(square + eps)).flatten(-2).mul_(weight_D)
+
+
+def gated_norm(y_BLE, z_BLE, weight_E, eps, *, groups=1) -> Tensor:
+    """The norm of what is gated, in y's type."""
+    return norm(gate(y_BLE, z_BLE), weight_E, eps, groups=groups).to(y_BLE.dtype)
+
+
 def retain(q_BQHK, k_BLHK, v_BLHV, decay_BLH, *, past=None, at=None, gone_BT=None) -> Tensor:
     """Retention, one query after another; L pass, P before it, T = P + L, K key, V value."""
     rows, length = k_BLHK.shape[:2]

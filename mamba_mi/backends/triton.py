@@ -21,13 +21,13 @@ from mamba_mi.backends.chunked import conv
 from mamba_mi.backends.kernels import INTERPRETED, PRECISION
 from mamba_mi.backends.long_conv import long_conv
 from mamba_mi.backends.mixing import check_how, groups_of, picked
-from mamba_mi.backends.reference import gate, needs_grad, own_types, softplus, widened
+from mamba_mi.backends.reference import gate, gated_norm, needs_grad, norm, own_types, softplus, widened
 from mamba_mi.backends.retention import retain
 from mamba_mi.backends.states import by_scan
 from mamba_mi.config import UserError
 
-__all__ = ["DEVICES", "conv", "gate", "knockout_rows", "long_conv", "missing", "mixing", "mixing_over_heads", "products",
-           "retain", "scan", "slow", "softplus", "states_at"]
+__all__ = ["DEVICES", "conv", "gate", "gated_norm", "knockout_rows", "long_conv", "missing", "mixing",
+           "mixing_over_heads", "norm", "products", "retain", "scan", "slow", "softplus", "states_at"]
 DEVICES = ("cpu", "cuda") if INTERPRETED else ("cuda",)
 PROVE = not INTERPRETED  # before it is used, on the device
 FEW = 16  # tokens: fewer would leave most of a matrix product's tile empty

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
 from mamba_mi.models.variants import Card, Published
+from mamba_mi.models.whole import in_one_call
 from mamba_mi.trace import BLIND
 
 
@@ -85,22 +86,38 @@ class Block(Mixer):
         self.out_proj = nn.Linear(E, D, bias=False)
 
     float32_parameters = ("A_log", "D", "dt_proj.bias", "norm.weight")
+    WHOLE = ("A_log", "D", "norm.weight", "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias",
+             "out_proj.weight")
 
     def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
         """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
         at = self.sites(trace)
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
-        _, u_BLE, z_BLE = self.enter(at, resid_BLD)
+        _, uz_BLW = self.enter(at, resid_BLD)
+        if not keep and (out_BLD := self.whole(uz_BLW, trace, past)) is not None:
+            return resid_BLD + out_BLD, None
+        u_BLE, z_BLE = self.parts(at, uz_BLW)
         v_BLE, tail = self.convolve(u_BLE, past, keep=keep)
         selected = self.select(at, at("conv", v_BLE))
         y_BLEP, h = self.mix(trace, u_BLE, selected, -self.A_log.exp(), past, keep)
         return self.leave(trace, resid_BLD, z_BLE, y_BLEP), State(tail, h) if keep else None
 
-    def enter(self, at, resid_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the layer works on: the normed stream, the conv's input, the gate."""
-        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
-        u_BLE, z_BLE = self.in_proj(n_BLD).chunk(2, dim=-1)
-        return n_BLD, at("in_proj", u_BLE), at("gate", z_BLE)
+    def enter(self, at, resid_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer works on: the normed stream, and the conv's input and the gate side by side."""
+        n_BLD = at("normed", self.norm(resid_BLD, self.backend).to(self.in_proj.weight.dtype))
+        return n_BLD, self.in_proj(n_BLD)
+
+    def parts(self, at, uz_BLW: Tensor) -> tuple[Tensor, Tensor]:
+        """The conv's input and the gate."""
+        u_BLE, z_BLE = uz_BLW.chunk(2, dim=-1)
+        return at("in_proj", u_BLE), at("gate", z_BLE)
+
+    def whole(self, uz_BLW: Tensor, trace, past: State | None) -> Tensor | None:
+        """What the layer adds to the stream, in one call of the backend's; None where there is none for this layer."""
+        if not in_one_call(self, Block, "whole_mamba1", uz_BLW, trace, past):
+            return None
+        return self.backend.whole_mamba1(uz_BLW, self.conv1d.weight[:, 0], self.conv1d.bias, self.x_proj.weight, self.dt_proj.weight,
+                                         self.dt_proj.bias, -self.A_log.exp(), self.D, self.out_proj.weight)
 
     def leave(self, trace, resid_BLD: Tensor, z_BLE: Tensor, y_BLEP: Tensor) -> Tensor:
         """What the scan gave, gated, and back in the stream."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mamba_mi.models.knocking import Selected
 from mamba_mi.models.mixer import Mixer, RMSNorm, State, kaiming, softplus_inverse
 from mamba_mi.models.variants import Card, Published
+from mamba_mi.models.whole import in_one_call
 from mamba_mi.trace import BLIND
 
 
@@ -91,14 +92,19 @@ class Block(Mixer):
 
     BY_HEAD = ("gate", "dt", "write", "state", "scan_out", "gated")
     float32_parameters = ("A_log", "D", "dt_bias", "norm.weight", "gated_norm.weight")
+    WHOLE = ("dt_bias", "A_log", "D", "norm.weight", "in_proj.weight", "conv1d.weight", "conv1d.bias", "gated_norm.weight", "out_proj.weight")
 
     def forward(self, resid_BLD: Tensor, trace=BLIND, past: State | None = None, keep: bool = True):
         """The residual stream after this layer, and the state to go on from (None unless `keep`)."""
         at, config = self.sites(trace), self.config
         E, H, GN = config.d_inner, config.heads, config.ngroups * config.d_state
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
-        n_BLD = at("normed", self.norm(resid_BLD).to(self.in_proj.weight.dtype))
-        z_BLE, xBC_BLC, dt_BLH = self.in_proj(n_BLD).split([E, E + 2 * GN, H], dim=-1)
+        n_BLD = at("normed", self.norm(resid_BLD, self.backend).to(self.in_proj.weight.dtype))
+        all_BLW = self.in_proj(n_BLD)
+        if (found := self.whole(all_BLW, trace, past, keep)) is not None:
+            gated_BLE, tail, h = found
+            return resid_BLD + self.out_proj(gated_BLE), State(tail, h) if keep else None
+        z_BLE, xBC_BLC, dt_BLH = all_BLW.split([E, E + 2 * GN, H], dim=-1)
         xBC_BLC, z_BLE = at("in_proj", xBC_BLC), at("gate", z_BLE)
         conv_BLC, tail = self.convolve(xBC_BLC, past, keep=keep)
         conv_BLC = at("conv", conv_BLC)
@@ -107,9 +113,18 @@ class Block(Mixer):
         selected = self.select(at, conv_BLC, dt_BLH)
         y_BLHP, h = self.mix(trace, xBC_BLC, selected, -self.A_log.exp()[:, None], past, keep)
         y_BLE = at("scan_out", y_BLHP.flatten(2))
-        gated_BLE = self.gated_norm(self.backend.gate(y_BLE, z_BLE)).to(y_BLE.dtype)  # gate before norm
+        gated_BLE = self.gated_norm(y_BLE, self.backend, z_BLE)  # gate before norm
         out_BLD = at("out", self.out_proj(at("gated", gated_BLE)))
         return at("resid_out", resid_BLD + out_BLD), State(tail, h) if keep else None
+
+    def whole(self, all_BLW: Tensor, trace, past: State | None, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """What goes into the last projection, and what a State holds, in one call of the backend's; None where there is none
+        for this layer."""
+        if not in_one_call(self, Block, "whole_mamba2", all_BLW, trace, past):
+            return None
+        return self.backend.whole_mamba2(all_BLW, self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, -self.A_log.exp(), self.D,
+                                         self.gated_norm.weight, self.gated_norm.eps, groups=self.gated_norm.groups,
+                                         dt_limit=self.config.dt_limit, keep=keep)
 
     def select(self, at, conv_BLC: Tensor, dt_BLH: Tensor) -> Selected:
         """The scan's input, B and C, all made of the conv's output; dt did not pass through it."""

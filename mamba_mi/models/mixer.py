@@ -48,12 +48,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps, self.groups = nn.Parameter(torch.ones(width)), eps, groups
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        parts = x.unflatten(-1, (self.groups, -1))
-        # torch's rms_norm makes three tensors of this size on CPU, and most of its time is the memory for them
-        square = torch.linalg.vector_norm(parts, dim=-1, keepdim=True).square() / parts.shape[-1]
-        return (parts * torch.rsqrt(square + self.eps)).flatten(-2).mul_(self.weight)
+    def forward(self, x: Tensor, backend=reference, gate: Tensor | None = None) -> Tensor:
+        """By that backend; with a `gate` z of x ∘ silu(z), in x's type."""
+        if gate is None:
+            return backend.norm(x, self.weight, self.eps, groups=self.groups)
+        return backend.gated_norm(x, gate, self.weight, self.eps, groups=self.groups)
 
     def read(self, weight: Tensor) -> Tensor:
         """What a linear map reads before this norm, but for the scale of each token."""

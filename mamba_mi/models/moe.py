@@ -78,7 +78,7 @@ class Feed(Layer):
         """The residual stream after this layer; nothing is carried from token to token."""
         at = self.sites(trace)
         resid_BLD = at("resid", resid_BLD)  # an edit here reaches the skip connection too
-        n_BLD = at("normed", self.norm(resid_BLD).to(self.moe.dtype))
+        n_BLD = at("normed", self.norm(resid_BLD, self.backend).to(self.moe.dtype))
         return at("resid_out", resid_BLD + at("out", self.moe.seen(self, trace, n_BLD))), None
 
     def reader(self, name: str) -> Tensor | None:
@@ -106,7 +106,7 @@ class Parallel(mamba1.Block):
                                    *(f"moe.{name}" for name in self.moe.float32_parameters))
 
     def joined(self, out_BLD: Tensor, resid_BLD: Tensor, trace) -> Tensor:
-        n_BLD = self.norm_moe(resid_BLD).to(self.in_proj.weight.dtype)
+        n_BLD = self.norm_moe(resid_BLD, self.backend).to(self.in_proj.weight.dtype)
         return out_BLD + self.moe.seen(self, trace, trace(Site(self.layer, "normed_moe"), n_BLD))
 
     def reader(self, name: str) -> Tensor | None:

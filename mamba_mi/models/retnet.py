@@ -120,7 +120,7 @@ class Block(Layer):
         at, kind = self.sites(trace), self.to_out.weight.dtype
         resid_BLD, *earlier = self._parted(resid_BLW)
         resid_BLD = at("resid", resid_BLD)
-        n_BLD = at("normed", self.norm(resid_BLD).to(kind))
+        n_BLD = at("normed", self.norm(resid_BLD, self.backend).to(kind))
         q_BLQ = at("q", F.silu(self.q_proj(n_BLD)))
         k_BLQ = at("k", F.silu(self.k_proj(n_BLD)) * self._width ** -0.5)
         v_BLE, g_BLE = F.silu(self.to_hidden(n_BLD)).chunk(2, dim=-1)

@@ -2,10 +2,15 @@
 import pytest
 import torch
 from oracles import deviation
+from small import small
 
 from mamba_mi import backends
 from mamba_mi.backends import cuda, proving, reference
+from mamba_mi.config import stream
+from mamba_mi.models.whole import in_one_call
+from mamba_mi.trace import BLIND, Trace
 from tests.backends import test_conv
+from tests.backends.test_cuda_whole import SIZES
 from tests.backends.test_gradients import case, gradients
 from tests.backends.test_scan import SHAPES
 
@@ -49,3 +54,22 @@ def test_its_conv_is_the_references_with_its_gradients(channels, length, width):
         found.append([y, tail, *torch.autograd.grad(y.square().sum(), own)])
     for got, want in zip(*found, strict=True):
         assert deviation(got.detach().cpu(), want.detach()) <= 10 * BOUND
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("length", [1, 17, 300])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", SIZES)
+def test_a_layer_is_the_references_watched_or_not(variant, dtype, length, keep):
+    layer, wide = (small(variant, dtype=dtype, **SIZES[variant]).layers[1] for _ in range(2))
+    layer, wide = layer.to("cuda"), wide.to("cpu").double()
+    layer.backend, wide.backend = cuda, reference
+    x = torch.randn(2, length, 32, dtype=torch.float64, generator=stream(0, "stream", length)).float()
+    assert in_one_call(layer, type(layer), f"whole_{variant}", x.cuda(), BLIND, None)
+    want, wanted = wide(x.double(), keep=keep)
+    for trace in (BLIND, Trace()):
+        trace.begin(0, length)
+        out, kept = layer(x.cuda(), trace, keep=keep)
+        pairs = [(out.cpu() - x, want - x.double()), *((one.cpu().double(), other) for one, other in zip(kept or (), wanted or ()))]
+        for got, exact in pairs:
+            assert deviation(got, exact) <= (BOUND if dtype == "float32" else 3e-2)
