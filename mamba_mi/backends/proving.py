@@ -58,21 +58,51 @@ def _tried(backend: ModuleType, device: torch.device) -> Iterator[tuple[str, Ten
 
 
 def _layers_tried(backend: ModuleType, device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Of a layer that nobody watches, which may be one call, what it gives and keeps."""
-    from mamba_mi.models import mamba1, mamba2  # which import this package
-    for of, keep, sizes in ((mamba1, False, {"dt_rank": 2}),
-                            (mamba2, True, {"expand": 4, "headdim": 16, "ngroups": 2, "dt_limit": (0.05, 1.0)})):
-        config = of.Config(d_model=32, n_layer=1, vocab_size=1, padded_vocab=1, d_state=16, **sizes)
-        what = f"a layer of {config.variant} that nobody watches"
-        resid_BLD = _normal(what)(2, LENGTH, config.d_model).float()
-        layer, wide = of.Block(config, 0, backend), of.Block(config, 0, reference).double()
-        layer.initialise(stream(0, "proving", what))
-        wide.load_state_dict(layer.state_dict())
-        got, kept = layer.to(device)(resid_BLD.to(device), keep=keep)
-        want, wanted = wide(resid_BLD.double(), keep=keep)
-        yield what, got - resid_BLD.to(device), want - resid_BLD.double()
-        if keep:
-            yield from zip((f"the conv's tail of {what}", f"the last state of {what}"), kept, wanted)
+    """What a backend's calls of whole layers give, if it has them and takes these."""
+    many, one = _whole_arguments()
+    for verb, given, plain, how in (("whole_mamba1", many, _whole_mamba1, {}),
+                                    ("whole_mamba2", one, _whole_mamba2, {"groups": 2, "dt_limit": (0.05, 1.0), "keep": True})):
+        call = getattr(backend, verb, None)
+        got = call and call(*_cast(given, lambda x: x.to(device)), **how)
+        if got is not None:
+            names = (what := f"a layer of {verb.removeprefix('whole_')} that nobody watches", f"the conv's tail of {what}",
+                     f"the last state of {what}")
+            want = plain(*_cast(given, Tensor.double), **{name: x for name, x in how.items() if name != "keep"})
+            yield from zip(names, got if isinstance(got, tuple) else (got,), want)
+
+
+def _whole_mamba1(uz_BLW, conv_CK, conv_C, x_proj, dt_proj_ER, dt_E, A_EN, D_E, out_proj_DE) -> tuple[Tensor]:
+    """A layer of Mamba-1 between its projections, step by step."""
+    u_BLE, z_BLE = uz_BLW.chunk(2, dim=-1)
+    v_BLE = reference.conv(u_BLE, conv_CK, conv_C, silu=True)[0]
+    dt_BLR, B_BLN, C_BLN = (v_BLE @ x_proj.T).split([dt_proj_ER.shape[1], A_EN.shape[1], A_EN.shape[1]], dim=-1)
+    dt_BLE = reference.softplus(dt_BLR @ dt_proj_ER.T, dt_E)
+    y_BLEP, _ = reference.scan(v_BLE[..., None], dt_BLE, A_EN, B_BLN[:, :, None], C_BLN[:, :, None])
+    return reference.gate(y_BLEP[..., 0] + D_E * v_BLE, z_BLE) @ out_proj_DE.T,
+
+
+def _whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, groups, dt_limit) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer of Mamba-2 between its projections, step by step."""
+    inner, heads, state = len(norm_E), len(A_H), (len(conv_C) - len(norm_E)) // 2
+    z_BLE, u_BLC, dt_BLH = zuBCdt_BLW.split([inner, len(conv_C), heads], dim=-1)
+    c_BLC, tail = reference.conv(u_BLC, conv_CK, conv_C, silu=True)
+    v_BLHP, B_BLGN, C_BLGN = (x.unflatten(-1, (n, -1)) for x, n in zip(c_BLC.split([inner, state, state], -1), (heads, groups, groups)))
+    y_BLHP, h = reference.scan(v_BLHP, reference.softplus(dt_BLH, dt_H).clamp(*dt_limit), A_H[:, None], B_BLGN, C_BLGN)
+    y_BLE = (y_BLHP + D_H[:, None] * v_BLHP).flatten(2)
+    return reference.gated_norm(y_BLE, z_BLE, norm_E, eps, groups=groups), tail, h
+
+
+def _whole_arguments(E=64, N=16, R=2, D=32, H=8, G=2, K=4) -> tuple[list, list]:
+    """Of Mamba-1 and of Mamba-2, in float32."""
+    normal, C = _normal("whole layers"), E + 2 * G * N
+    many = [normal(2, LENGTH, 2 * E), normal(E, K), normal(E), normal(R + 2 * N, E) / 4, normal(E, R), normal(E) - 1,
+            -normal(E, N).exp(), normal(E), normal(D, E)]
+    one = [normal(2, LENGTH, E + C + H), normal(C, K), normal(C), normal(H) - 1, -normal(H).exp(), normal(H), normal(E), 1e-5]
+    return tuple(_cast(given, Tensor.float) for given in (many, one))
+
+
+def _cast(given: list, how) -> list:
+    return [how(x) if isinstance(x, Tensor) else x for x in given]
 
 
 def _made(backend: ModuleType, given: list[Tensor]) -> dict[str, Tensor]:
