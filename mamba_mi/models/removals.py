@@ -69,27 +69,28 @@ class Together:
 
     @cached_property
     def row_R(self) -> Tensor:
-        return self._joined([block * self.size + torch.arange(self.size) for block in self.blocks])
+        return self._joined([(torch.tensor(self.blocks)[:, None] * self.size + torch.arange(self.size)).flatten()])
 
     @cached_property
-    def _queries(self) -> list[Tensor]:
-        heads = max(removal.queries_BLH.shape[2] for removal in self.removals)
-        return [removal.queries_BLH.expand(-1, -1, heads) for removal in self.removals]
+    def _queries_RLH(self) -> Tensor:
+        each = [removal.queries_BLH for removal in self.removals]
+        heads = max(queries_BLH.shape[2] for queries_BLH in each)
+        return torch.cat([x if x.shape[2] == heads else x.expand(-1, -1, heads) for x in each])
 
     @cached_property
     def everywhere(self) -> bool:
         """Whether every position is a query."""
-        return all(bool(queries_BLH.all()) for queries_BLH in self._queries)
+        return bool(self._queries_RLH.all())
 
     @cached_property
     def queries_RLH1(self) -> Tensor:
-        return self._joined(self._queries)[..., None]
+        return self._joined([self._queries_RLH])[..., None]
 
     @cached_property
     def at_Q(self) -> tuple[Tensor, ...]:
         """Where queries are, of R, L and, where heads differ, H."""
-        at = torch.cat(self._queries).nonzero(as_tuple=True)
-        return tuple(x_Q.to(self.device, non_blocking=True) for x_Q in (at if self._queries[0].shape[2] > 1 else at[:2]))
+        at = self._queries_RLH.nonzero(as_tuple=True)
+        return tuple(x_Q.to(self.device, non_blocking=True) for x_Q in (at if self._queries_RLH.shape[2] > 1 else at[:2]))
 
     @cached_property
     def masks(self) -> tuple[Tensor, ...]:
