@@ -11,6 +11,9 @@ import torch
 
 from mamba_mi.backends.reference import LOG2E, joined, spread
 
+WORK = 2**18  # numbers; four bytes each, some more than a core's second cache commonly holds
+STEPS = 8  # tokens: of fewer at once, nothing is won
+
 
 def mix(v, dt, w, A_HN, B_BLGN, C_BLGN, h0, keep_h):
     """Without gradients: the state B N E stays in cache while the tokens go by; no length × state tensor is ever made."""
@@ -39,12 +42,32 @@ def _one_token_of_many(x_B1E, dt_B1E, A_NE, B_B1GN, C_B1GN, h_bNE):
 
 def _one_group(v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, h_BNE):
     """y_BLE and the last state of channels that share B and C; the state is written over."""
+    if (size := min(v_BLE.shape[1], WORK // h_BNE.numel())) >= STEPS:
+        return _some_at_once(size, v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, h_BNE)
     y_BLE, left_BNE, x_B1E = torch.empty_like(v_BLE), torch.empty_like(h_BNE), torch.empty_like(v_BLE[:, :1])
     rows = (x[:, :, None].unbind(1) for x in (v_BLE, dt_BLE, w_BLE, C_BLN, y_BLE))
     for v, dt, w, C_, y, B_ in zip(*rows, B_BLN[..., None].unbind(1)):
         torch.mul(dt, A_NE, out=left_BNE).exp2_()
         h_BNE.mul_(left_BNE).addcmul_(B_, torch.mul(v, w, out=x_B1E))
         torch.bmm(C_, h_BNE, out=y)
+    return y_BLE, h_BNE
+
+
+def _some_at_once(size: int, v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, h_BNE):
+    """The same, the decays of `size` tokens at once, which one after another become their states, and are read at once."""
+    y_BLE, h_TBNE, x_TB1E = torch.empty_like(v_BLE), h_BNE.new_empty(size, *h_BNE.shape), v_BLE.new_empty(size, *v_BLE[:, :1].shape)
+    v, dt, w, C_ = (x.transpose(0, 1)[:, :, None] for x in (v_BLE, dt_BLE, w_BLE, C_BLN))
+    each_h, each_x, each_B = h_TBNE.unbind(0), x_TB1E.unbind(0), B_BLN.transpose(0, 1)[..., None].unbind(0)
+    for start in range(0, v_BLE.shape[1], size):
+        part = slice(start, min(start + size, v_BLE.shape[1]))
+        h, x = h_TBNE[:part.stop - start], x_TB1E[:part.stop - start]
+        torch.mul(dt[part], A_NE, out=h).exp2_()
+        torch.mul(v[part], w[part], out=x)
+        last = h_BNE
+        for own, x_B1E, B_BN1 in zip(each_h, each_x, each_B[part]):
+            last = own.mul_(last).addcmul_(B_BN1, x_B1E)
+        y_BLE[:, part] = (C_[part] @ h)[:, :, 0].transpose(0, 1)
+        h_BNE.copy_(last)
     return y_BLE, h_BNE
 
 
