@@ -132,7 +132,10 @@ def rows_of(path: Path) -> list[dict]:
     """The rows that were measured before; UserError where they are not of this machine."""
     if not path.is_file():
         raise UserError(f"--resume: there is no {path} to go on from")
-    before, now = json.loads(path.read_text()), describe("torch", "transformers")
+    try:
+        before, now = json.loads(path.read_text()), describe("torch", "transformers")
+    except ValueError as error:
+        raise UserError(f"--resume: {path.name} cannot be read ({error}); without --resume it is written anew") from None
     if other := [f"{what} {before['machine'].get(what)}, now {x}" for what, x in now.items() if before["machine"].get(what) != x]:
         raise UserError(f"--resume: {path.name} was measured elsewhere ({'; '.join(other)}): its rows say nothing beside new ones")
     return before["rows"]

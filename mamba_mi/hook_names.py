@@ -83,6 +83,8 @@ def place_of(asked: str) -> Place:
         return Place(None if layer is None else int(layer), BLOCK[rest], None if position is None else int(position))
     if rest in OTHER:
         raise UserError(f"{asked}: no site here, it is {OTHER[rest]}")
+    if rest.startswith("hook_h."):
+        raise UserError(f"{asked}: a position in a name is counted from the prompt's first token, 0, as in blocks.3.hook_h.7")
     known = (*BLOCK, *OUTER)
     raise UserError(f"{asked}: no such site; there are {', '.join(dict.fromkeys((*OUTER.values(), *BLOCK.values())))}, write, and "
                     f"the names of MambaLens and TransformerLens for them, such as blocks.3.hook_resid_pre{did_you_mean(rest, known)}")

@@ -64,9 +64,15 @@ def picked(asked: Sequence[int] | None, size: int, what: str) -> Tensor:
     """The indices asked for of 0 … size-1, all when None; negative ones count from the end."""
     if asked is None:
         return torch.arange(size)
-    asked = [asked] if isinstance(asked, int) else [int(i) for i in asked]
-    if not asked or not all(-size <= i < size for i in asked):
-        raise UserError(f"{what}={asked}: there are 0-{size - 1}, and at least one is needed")
+    asked = [asked] if isinstance(asked, int) else asked
+    try:
+        asked = [int(i) for i in asked]
+    except (TypeError, ValueError):
+        raise UserError(f"{what}={asked}: give whole numbers, such as [0, -1]") from None
+    if not asked:
+        raise UserError(f"{what}=[]: at least one is needed; there are 0-{size - 1}")
+    if not all(-size <= i < size for i in asked):
+        raise UserError(f"{what}={asked}: there are 0-{size - 1}, and from the end -1 to -{size}")
     return torch.arange(size)[asked]
 
 

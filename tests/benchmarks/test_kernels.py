@@ -42,7 +42,9 @@ def test_what_was_measured_here_before_is_kept(tmp_path, capsys):
     kernels.run(["mamba-130m", "mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, known=known, **TINY)
     assert len(made) == 2 and made[1]["rows"][1] == made[0]["rows"][0] and made[1]["rows"][0]["model"] == "mamba-130m"
     write(tmp_path, "kernels", made[0] | {"machine": made[0]["machine"] | {"cpu": "an abacus"}}, "")
-    for folder, said in ((tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "kernels.json").write_text("{broken")
+    for folder, said in ((tmp_path / "broken", "kernels.json cannot be read (Expecting"), (tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
         with pytest.raises(SystemExit):
             kernels.main(["--resume", "--out", str(folder)])
         assert said in capsys.readouterr().err

@@ -147,7 +147,8 @@ def test_what_others_have_and_we_do_not_says_what_there_is_instead(name):
 
 @pytest.mark.parametrize(("asked", "said"), [
     ("blocks.3.hook_resid_pree", "did you mean 'hook_resid_pre'"), ("blocks.3.hook_attn_out", "no such site"),
-    ("blocks.3.attn.hook_pattern", "no such site"), ("blocks.x.hook_h", "no such site"), ("hook_h", "at which layer"),
+    ("blocks.3.attn.hook_pattern", "no such site"), ("blocks.x.hook_h", "no such site"),
+    ("blocks.3.hook_h.-1", "counted from the prompt's first token"), ("blocks.3.hook_h.x", "counted from the prompt's first token"), ("hook_h", "at which layer"),
     ("blocks.3.hook_embed", "no such site"), ("dt", 'Write Site(3, \'dt\') or "3.dt"'), ("", "no such site"),
     ("blocks.3.hook_B.2", "no such site"), ("hook\nh", "no such site")])
 def test_a_name_that_is_none_is_refused_by_name(asked, said):
