@@ -42,7 +42,7 @@ def _one_token_of_many(x_B1E, dt_B1E, A_NE, B_B1GN, C_B1GN, h_bNE):
 
 def _one_group(v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, h_BNE):
     """y_BLE and the last state of channels that share B and C; the state is written over."""
-    if (size := min(v_BLE.shape[1], WORK // h_BNE.numel())) >= STEPS:
+    if (size := min(v_BLE.shape[1] // len(A_NE), WORK // h_BNE.numel())) >= STEPS:  # their states are no more than y
         return _some_at_once(size, v_BLE, dt_BLE, w_BLE, A_NE, B_BLN, C_BLN, h_BNE)
     y_BLE, left_BNE, x_B1E = torch.empty_like(v_BLE), torch.empty_like(h_BNE), torch.empty_like(v_BLE[:, :1])
     rows = (x[:, :, None].unbind(1) for x in (v_BLE, dt_BLE, w_BLE, C_BLN, y_BLE))
