@@ -39,7 +39,7 @@ def part_of(width: int, layers: int, length: int) -> int:
     """How small a part of the model is timed."""
     if width > 768:
         return 4 if length <= CELLS else layers // 2  # a heatmap needs some layers
-    return 1 if length <= 128 else 6 if length <= 2048 else 12
+    return 1 if length <= 128 else 6 if length <= 2048 else 12 if length <= 8192 else 24
 
 
 def floor(lm, length: int) -> Callable[[], None]:
