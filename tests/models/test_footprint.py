@@ -61,7 +61,7 @@ def test_a_pass_and_its_logits_take_what_is_told(small, name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba-130m", "mamba2-130m"])
 def test_a_patching_run_takes_no_more_than_is_told(small, name, monkeypatch):
-    for key, value in {"BATCH": 4, "LENGTH": 24, "CONE": 1 << 22, "READ": 12 * 4 * 96 * 200}.items():
+    for key, value in {"BATCH": 4, "LENGTH": 24, "CONE": 1 << 23, "READ": 12 * 4 * 96 * 200}.items():
         monkeypatch.setattr(footprint, key, value)
     lm, told = made(name), footprint.footprint(name)
     tokens_BL = torch.zeros(4, 24, dtype=torch.long)
