@@ -13,6 +13,7 @@ import torch
 from machine import write
 
 from mamba_mi import Knockout, backends, load
+from mamba_mi.backends import chunked
 from mamba_mi.interventions import evaluate
 
 TINY = {"d_model": 64, "n_layer": 5, "vocab_size": 96}
@@ -69,8 +70,8 @@ def test_the_floor_is_every_product_with_a_weight_once():
 
 
 def test_a_backend_that_disagrees_is_not_timed(monkeypatch):
-    gate = backends.chunked.gate
-    monkeypatch.setattr(backends.chunked, "gate", lambda y, z: gate(y, z) * 1.001)
+    gate = chunked.gate
+    monkeypatch.setattr(chunked, "gate", lambda y, z: gate(y, z) * 1.001)
     with pytest.raises(ValueError, match="mamba-130m, 9 tokens: logits are .* apart"):
         kernels.compare("mamba-130m", 9, "cpu", 1, 0.0, **TINY)
 
@@ -82,6 +83,12 @@ def test_a_wrong_flag_is_a_line(flags, said, capsys):
     with pytest.raises(SystemExit):
         kernels.main(flags)
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_shape_that_is_not_timed_on_a_cpu_is_told(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        kernels.main(["--model", "mamba-2.8b", "--length", "513", "--out", str(tmp_path)])
+    assert "nothing to measure of mamba-2.8b at 513 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", kernel_calls.MODELS)
