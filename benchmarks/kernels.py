@@ -67,18 +67,21 @@ def run(models, lengths, *, device: str = "cpu", repeats: int = 3, budget: float
     """Every model at every length, under a progress bar; `made` is given all the results after each. Rows that are `known`
     are not measured again."""
     torch.set_num_threads(1)
+    rows = {(row["model"], row["length"]): row for row in known}
+    shapes = [(name, length) for name in models for length in lengths
+              if (name, length) not in rows and (MODELS[name][1] <= 768 or length <= LARGE or device != "cpu")]
+    if not shapes:
+        return
     on = torch.cuda.get_device_name(device) if device != "cpu" else "CPU"
     measured = limits(device, **({"size": 1 << 25, "side": 2048} if device == "cpu" else {}))
-    rows, shapes = {(row["model"], row["length"]): row for row in known}, [(name, length) for name in models for length in lengths]
     result = {"machine": describe("torch", "transformers"), "on": on, "asked": asked, "limits": measured._asdict()}
     with Progress() as bar:
         task = bar.add_task("kernels", total=len(shapes))
         for name, length in shapes:
-            if (name, length) not in rows and (MODELS[name][1] <= 768 or length <= LARGE or device != "cpu"):
-                rows[name, length] = compare(name, length, device, repeats, budget, **sizes,
-                                             tell=lambda text: bar.update(task, description=text))
-                order = sorted(rows, key=lambda shape: (list(MODELS).index(shape[0]), shape[1]))
-                made(result | {"rows": [rows[shape] for shape in order]})
+            rows[name, length] = compare(name, length, device, repeats, budget, **sizes,
+                                         tell=lambda text: bar.update(task, description=text))
+            order = sorted(rows, key=lambda shape: (list(MODELS).index(shape[0]), shape[1]))
+            made(result | {"rows": [rows[shape] for shape in order]})
             bar.advance(task)
 
 
@@ -169,7 +172,10 @@ def main(argv=None) -> None:
                     for flag, x in vars(args).items() if flag not in ("out", "resume") and x != parser.get_default(flag))
     run(args.model, args.length, device=args.device, repeats=args.repeats, budget=args.budget, asked=asked, known=known,
         made=lambda result: write(args.out, name, result, page(result)))
-    print((args.out / f"{name}.md").read_text())
+    page_of = args.out / f"{name}.md"
+    if not page_of.is_file():
+        parser.error(f"nothing to measure of {' '.join(args.model)} at {' '.join(map(str, args.length))} tokens: models of 1b and more are timed at up to {LARGE} tokens on a CPU")
+    print(page_of.read_text())
 
 
 if __name__ == "__main__":
