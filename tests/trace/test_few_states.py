@@ -118,7 +118,7 @@ def test_one_before_the_pass_a_negative_one_and_one_of_a_layer_that_is_not_there
     _, past = lm(tokens_BL[:, :4])
     with pytest.raises(NeverReached, match=r"hook_h\.3; the pass went over positions 4-5"), Trace(keep="blocks.0.hook_h.3") as trace:
         lm(tokens_BL[:, 4:], trace=trace, past=past)
-    with pytest.raises(UserError, match=r"blocks\.0\.hook_h\.-1: no such site"):
+    with pytest.raises(UserError, match=r"blocks\.0\.hook_h\.-1: a position in a name is counted from the prompt's first token, 0"):
         Trace(keep="blocks.0.hook_h.-1")
     with pytest.raises(NeverReached, match=r"9\.state \(blocks\.9\.hook_h\.1\)"):
         kept(lm, tokens_BL, ["blocks.9.hook_h.1"])
