@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_mi.backends import chunked, cuda_library
 from mamba_mi.backends.chunked import long_conv, mixing, mixing_over_heads, retain
 from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
-from mamba_mi.backends.cuda_library import CHUNK, MOST_STATES, library, narrow
+from mamba_mi.backends.cuda_library import CHUNK, MOST_STATES, library, narrow, states_made, too_many
 from mamba_mi.backends.cuda_norms import gated_norm, norm
 from mamba_mi.backends.cuda_whole import whole_mamba1, whole_mamba2
 from mamba_mi.backends.reference import gate, joined, needs_grad, own_types, softplus, spread, widened
@@ -83,6 +83,9 @@ def _refused(one, v_BLHP, dt_BLH, A_HN, B_BLGN, C_BLGN, h0, dt_write) -> str:
     name = "mamba_chunk_scan_combined" if one else "selective_scan_fn"
     if name in library().lacks:
         return library().lacks[name]
+    made = states_made(*dt_BLH[..., 0].shape, v_BLHP.shape[2:].numel(), B_BLGN.shape[3]) if one else 0
+    if reason := too_many(name, *given, made=made):
+        return reason
     if one:
         return "mamba_chunk_scan_combined takes a negative dt for 0" if bool((dt_BLH < 0).any()) else ""
     if A_HN.shape[1] > MOST_STATES:
@@ -142,7 +145,7 @@ def _conv_refused(u_BLC, weight_CK, bias_C) -> str:
         return reason
     if not 2 <= weight_CK.shape[1] <= 4:
         return f"causal_conv1d_fn is 2 to 4 wide, and {weight_CK.shape[1]} is asked for"
-    return library().lacks.get("causal_conv1d_fn", "")
+    return library().lacks.get("causal_conv1d_fn", "") or too_many("causal_conv1d_fn", u_BLC)
 
 
 def _conv(activation, u_BLC, weight_CK, bias_C):

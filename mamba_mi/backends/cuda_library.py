@@ -25,7 +25,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_STATES = 256  # of selective_scan_fn and mamba_inner_fn
 CHUNK = 64  # decays are summed in float32 within a chunk: the shorter, the less is lost; and short prompts are not padded to 256
 MOST_BYTES = 65536  # of what is normed together
-MOST_NUMBERS = 2**31  # of a tensor: the kernels in Triton reckon places in 32 bits, and say nothing where these do not do
+MOST_NUMBERS = 2**31  # of a tensor: the kernels reckon places in 32 bits, and say nothing where these do not do
 # what is None in a module of theirs that its function needs
 BUILT = {"selective_scan_cuda": "is built without selective_scan_cuda (MAMBA_KEEP_CUDA_BUILD=TRUE builds it)",
          "causal_conv1d_fwd_function": "finds no causal-conv1d that it can call", "causal_conv1d_cuda": "finds no causal-conv1d that it can call"}
@@ -78,6 +78,22 @@ def narrow(*given: torch.Tensor) -> str:
     """Why the library cannot take these types; empty when it can."""
     wide = [x.dtype for x in given if x.dtype not in TYPES]
     return f"the library has no {str(wide[0]).removeprefix('torch.')}" if wide else ""
+
+
+def too_many(name: str, *given: torch.Tensor, made: int = 0) -> str:
+    """Why its kernel cannot reckon the places of these, or of `made` numbers it makes on the way; empty when it can."""
+    asked = max(made, *(_reach(x) for x in given))
+    return f"{name} reckons places in 32 bits, and {asked} numbers are asked for" if asked >= MOST_NUMBERS else ""
+
+
+def states_made(rows: int, length: int, channels: int, states: int) -> int:
+    """How many numbers Mamba-2's states at the borders of its chunks are."""
+    return rows * -(-length // CHUNK) * channels * states
+
+
+def _reach(x: torch.Tensor) -> int:
+    """How many places its numbers take, or theirs who is made of them."""
+    return max(x.numel(), 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())))
 
 
 def _found(module: str, name: str, needs: tuple[str, ...]) -> tuple[Callable | None, str]:

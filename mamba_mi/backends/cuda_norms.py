@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mamba_mi.backends import chunked
 from mamba_mi.backends.cuda_gradients import borrowed, dense, tell
-from mamba_mi.backends.cuda_library import MOST_BYTES, MOST_NUMBERS, library, narrow
+from mamba_mi.backends.cuda_library import MOST_BYTES, library, narrow, too_many
 
 
 def norm(x_BLD, weight_D, eps, *, groups=1) -> Tensor:
@@ -40,14 +40,7 @@ def _refused(name: str, groups: int, x, *others) -> str:
     width, most = x.shape[-1] // groups, MOST_BYTES // x.element_size()
     if width > most:
         return f"{name} is at most {most} wide, and {width} are asked for"
-    if (reach := max(map(_reach, (x, *others)))) >= MOST_NUMBERS:
-        return f"{name} reckons places in 32 bits, and {reach} numbers are asked for"
-    return ""
-
-
-def _reach(x: Tensor) -> int:
-    """How many places its numbers take, or theirs who is made of them."""
-    return max(x.numel(), 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())))
+    return too_many(name, x, *others)
 
 
 def _norm(eps, x_BLD, weight_D):

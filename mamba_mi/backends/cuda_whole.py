@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mamba_mi.backends import chunked
+from mamba_mi.backends import chunked, cuda_library
 from mamba_mi.backends.cuda_gradients import dense, tell
-from mamba_mi.backends.cuda_library import CHUNK, MOST_BYTES, MOST_NUMBERS, MOST_STATES, library, narrow
+from mamba_mi.backends.cuda_library import CHUNK, MOST_BYTES, MOST_STATES, library, narrow
 
 
 def whole_mamba1(uz_BLW, conv_CK, conv_C, x_proj, dt_proj_ER, dt_E, A_EN, D_E, out_proj_DE) -> Tensor | None:
@@ -35,8 +35,9 @@ def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, gr
     """The contract of `mamba_mi.backends`."""
     channels, width = conv_CK.shape
     inner = len(norm_E)
+    numbers = cuda_library.states_made(*zuBCdt_BLW.shape[:2], inner, (channels - inner) // (2 * groups))
     # of the conv's input, a part of all: strides of whole eights, from where a load of 16 bytes may start
-    if not _fits(zuBCdt_BLW, conv_CK) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 4:
+    if not _fits(zuBCdt_BLW, conv_CK, numbers) or zuBCdt_BLW.shape[2] % 8 or channels % 8 or inner % 4:
         return None
     kind = torch.promote_types(zuBCdt_BLW.dtype, torch.float32)
     if inner // groups > MOST_BYTES // kind.itemsize:
@@ -54,9 +55,9 @@ def whole_mamba2(zuBCdt_BLW, conv_CK, conv_C, dt_H, A_H, D_H, norm_E, eps, *, gr
     return gated_BLE, chunked.last_inputs(u_BLC, u_BLC.new_zeros(1, width - 1, channels)), h_BHPN
 
 
-def _fits(x_BLW, conv_CK) -> bool:
+def _fits(x_BLW, conv_CK, made: int = 0) -> bool:
     """Whether the calls can take it; under autocast they would take products in a short type."""
-    return (not narrow(x_BLW) and x_BLW.numel() < MOST_NUMBERS and 2 <= conv_CK.shape[1] <= 4
+    return (not narrow(x_BLW) and not cuda_library.too_many("", x_BLW, made=made) and 2 <= conv_CK.shape[1] <= 4
             and not torch.is_autocast_enabled(x_BLW.device.type))
 
 

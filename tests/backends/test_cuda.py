@@ -1,4 +1,5 @@
 """The backend `cuda` through stand-ins for its libraries: what it hands them, what it leaves to `chunked`, what it says."""
+import math
 import subprocess
 import sys
 import warnings
@@ -136,6 +137,29 @@ def test_what_the_scans_cannot_do_is_chunkeds_and_told_once(stood_in, shape, sai
     theirs = shape in {"takes": ONE, "has": MANY}.get(said.split()[0], SHAPES)
     assert [said in str(each.message) for each in caught] == [True] * theirs
     assert bool(called()) != theirs
+
+
+def test_places_that_32_bits_cannot_reckon_are_chunkeds(stood_in, monkeypatch, shape):
+    """What is given, and what Mamba-2's makes on the way: a state at the border of each of its chunks."""
+    backend, (args, _) = stood_in(), drawn(shape, 130)
+    given = max(x.numel() for x in args)
+    made = 2 * 3 * math.prod(args.v_BLHP.shape[2:]) * args.B_BLGN.shape[3] if shape in ONE else 0
+    for most, theirs in ((max(given, made), True), (max(given, made) + 1, False)):
+        monkeypatch.setattr(cuda_library, "MOST_NUMBERS", most)
+        for one, other in zip(backend.scan(*args), reference.scan(*args), strict=True):
+            assert deviation(one, other) <= 1e-12
+        assert f"reckons places in 32 bits, and {max(given, made)} numbers are asked for" in told()
+        assert bool(called()) != theirs
+
+
+def test_of_a_part_the_conv_reckons_the_places_of_the_whole(stood_in, monkeypatch):
+    backend, wide = stood_in(), torch.randn(2, 5, 24, dtype=torch.float64)
+    given = wide[..., 8:16], torch.randn(8, 4, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    for most, theirs in ((9 * 24 + 8, True), (9 * 24 + 9, False)):
+        monkeypatch.setattr(cuda_library, "MOST_NUMBERS", most)
+        for one, other in zip(backend.conv(*given), reference.conv(*given), strict=True):
+            assert deviation(one, other) <= 1e-12
+        assert bool(called()) != theirs
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], ids=str)

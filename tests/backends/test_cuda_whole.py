@@ -172,6 +172,16 @@ def test_places_that_32_bits_cannot_hold_are_not_asked_for(stood_in, variant):
     assert verb(*given, **how) is None and not called()
 
 
+def test_nor_are_those_of_the_states_that_mamba2s_makes_at_the_borders_of_its_chunks(stood_in, monkeypatch, variant):
+    stood_in()
+    verb, given, how = arguments(variant, length=65, states=256)
+    most = {"mamba1": given[0].numel(), "mamba2": 2 * 2 * 128 * 256}[variant]
+    assert most >= given[0].numel()
+    for numbers, refused in ((most, True), (most + 1, False)):
+        monkeypatch.setattr(cuda_library, "MOST_NUMBERS", numbers)
+        assert (verb(*given, **how) is None) == refused == (not called())
+
+
 @pytest.mark.parametrize("narrowed", range(9))
 def test_a_type_that_mamba1s_call_cannot_take_it_is_not_given(stood_in, narrowed):
     stood_in()
