@@ -46,7 +46,13 @@ def over_heads(matrix: Callable[[list[int]], Tensor], heads: int, entries: int, 
     for at in blocks(range(heads), entries):
         M_BHTS = matrix(at)
         total = total + (M_BHTS if how == "mean" else M_BHTS.square()).sum(dim=1)
-    return total / heads if how == "mean" else (total / heads).sqrt()
+    return total / heads if how == "mean" else root(total / heads)
+
+
+def root(x: Tensor) -> Tensor:
+    """√x, whose gradient where x is 0, as M is of every source after its query, is 0 and not infinite."""
+    some = x != 0
+    return x.where(some, 1).sqrt() * some
 
 
 def check_how(how: str) -> None:
