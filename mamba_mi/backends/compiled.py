@@ -146,6 +146,7 @@ class _Blocks:
 
     def __init__(self, channels: int, groups: int):
         wide, own = _loops().W, channels // groups
+        self._even = own % wide == 0
         self.J3 = np.array([(g * own + e, min(wide, own - e), g) for g in range(groups) for e in range(0, own, wide)])
         self._wide = wide
         place_JW = np.arange(len(self.J3) * wide).reshape(-1, wide)
@@ -153,10 +154,13 @@ class _Blocks:
 
     def split(self, x_BEN: Tensor) -> Tensor:
         """B J N W; 0 where a block has fewer channels."""
+        if self._even:
+            return x_BEN.unflatten(1, (-1, self._wide)).transpose(2, 3).contiguous()
         padded = x_BEN.new_zeros(len(x_BEN), len(self.J3) * self._wide, x_BEN.shape[2])
         padded[:, self._at_E] = x_BEN
         return padded.unflatten(1, (-1, self._wide)).transpose(2, 3).contiguous()
 
     def join(self, x_BJNW: Tensor) -> Tensor:
         """B E N, of what `split` gave."""
-        return x_BJNW.transpose(2, 3).flatten(1, 2)[:, self._at_E]
+        x_BEN = x_BJNW.transpose(2, 3).flatten(1, 2)
+        return x_BEN if self._even else x_BEN[:, self._at_E]
