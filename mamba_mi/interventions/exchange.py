@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mamba_mi.interventions import patches
-from mamba_mi.interventions.cone import Ledger, contrast
+from mamba_mi.interventions.cone import contrast
+from mamba_mi.interventions.jobs import Ledger
 from mamba_mi.interventions.patches import Cell, Swap
 
 
