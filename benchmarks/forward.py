@@ -39,8 +39,8 @@ def ours(variant: str, part: int = 1, **sizes):
     return lm.eval().requires_grad_(False)
 
 
-def transformers_model(lm, **settings):
-    """transformers' own class with `lm`'s weights; `settings` over its defaults (chunk_size, use_cache)."""
+def transformers_model(lm, shared: bool = False, **settings):
+    """transformers' own class with `lm`'s weights, copied unless `shared`; `settings` over its defaults (chunk_size, use_cache)."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -53,7 +53,7 @@ def transformers_model(lm, **settings):
         model = transformers.Mamba2ForCausalLM(transformers.Mamba2Config(
             **common, num_heads=c.heads, head_dim=c.headdim, n_groups=c.ngroups, **settings))
     weights = {their_name(name): x for name, x in lm.state_dict().items()}
-    model.load_state_dict(weights | {"lm_head.weight": weights["backbone.embeddings.weight"]}, strict=True)
+    model.load_state_dict(weights | {"lm_head.weight": weights["backbone.embeddings.weight"]}, strict=True, assign=shared)
     return model.float().eval()
 
 
@@ -82,11 +82,11 @@ def recorded(lm, tokens_BL):
 
 
 def contestants(lm) -> dict[str, Callable]:
-    """Their forwards by name: as it comes ("default"), and everything there is to tune."""
-    default = transformers_model(lm)
+    """Their forwards by name: as it comes ("default"), and everything there is to tune; all with `lm`'s own weights, held once."""
+    default = transformers_model(lm, shared=True)
     if lm.config.variant == "mamba1":  # its loop over tokens has nothing to tune but the cache
         return {"default": default, "use_cache=False": partial(default, use_cache=False)}
-    tuned = {f"chunk_size={size}": partial(transformers_model(lm, chunk_size=size), use_cache=False) for size in CHUNKS}
+    tuned = {f"chunk_size={size}": partial(transformers_model(lm, shared=True, chunk_size=size), use_cache=False) for size in CHUNKS}
     return {"default": default, **tuned}
 
 
