@@ -23,7 +23,12 @@ def options(group: str) -> list[str]:
 PRESETS = {"subspace": "patching", "causal_tracing": "patching"}  # an experiment of its own name otherwise
 OFF = {"heads", "dims", "subspace", "draw", "tolerance", "prompts", "best", "path", "bos", "stop"}  # null says no, not without bound
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "local")
-RUNS = list(itertools.product(options("experiment"), options("model")))
+
+
+def with_every_experiment(others: list[str], always: tuple[str, ...]) -> list:
+    """Pairs of an experiment and one of these: at once patching with all and all with `always`, among the slow tests the rest."""
+    return [pytest.param(experiment, other, marks=() if experiment == "patching" or other in always else pytest.mark.slow)
+            for experiment, other in itertools.product(options("experiment"), others)]
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +46,14 @@ def test_every_option_of_every_group_composes(compose, group, option):
         assert cfg[group].name == option
 
 
-@pytest.mark.parametrize(("experiment", "model"), RUNS)
+@pytest.mark.parametrize(("experiment", "model"), with_every_experiment(options("model"), ("tiny", "mamba2-1.3b")))
 def test_every_experiment_composes_with_every_model_on_its_own_data_set(compose, experiment, model):
     default = compose(f"experiment={experiment}", f"model={model}")
     assert default.dataset.name == ("facts" if model in (*models.EMBEDDED, *models.RECIPES) else "counterfact")
     assert (default.method.name, default.model.name) == (PRESETS.get(experiment, experiment), model)
 
 
-@pytest.mark.parametrize(("experiment", "dataset"), list(itertools.product(options("experiment"), options("dataset"))))
+@pytest.mark.parametrize(("experiment", "dataset"), with_every_experiment(options("dataset"), ("facts", "counterfact")))
 def test_every_experiment_composes_with_every_data_set_whichever_is_named_first(compose, experiment, dataset):
     for model in ("tiny-moe", "mamba2-1.3b"):  # of each default one
         for lines in ([f"model={model}", f"dataset={dataset}"], [f"dataset={dataset}", f"model={model}"]):
