@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mamba_mi.backends.reference import spread
 from mamba_mi.models.knocking import refuse_gradients
-from mamba_mi.models.prefix import conv_without, cut_taps, smeared
+from mamba_mi.models.losses import cut_taps, smeared
+from mamba_mi.models.prefix import conv_without
 from mamba_mi.models.removals import Gone, gone
 from mamba_mi.trace import Site
 

@@ -8,29 +8,15 @@ C conv channels, H heads, P head width, N state, G groups, K conv width, J jobs.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_mi.models.losses import Losses, Part
+
 WORK = 1 << 20  # numbers of writes made into states at a time
-STATES = 1 << 22  # and of states, one for each loss
-FEW = 2 * 4  # slots a loss: a token that is taken out of a conv four wide is gone from four slots, and four are written anew
-
-
-class Loss(NamedTuple):
-    """What one set of sources takes out of the prefix: the slots whose write goes, and those that are written anew
-    without the tokens (`tokens`, and `sides` by all taps but their own); masks B by slots."""
-
-    gone_X: Tensor
-    gone_BX: Tensor
-    anew_X: Tensor
-    anew_BX: Tensor
-    tokens_BT: Tensor
-    sides_BT: Tensor
 
 
 class Terms(NamedTuple):
@@ -39,135 +25,6 @@ class Terms(NamedTuple):
     x_BXHP: Tensor
     B_BXGN: Tensor
     since_BXH: Tensor
-
-
-def smeared(mask_BT: Tensor, width: int) -> Tensor:
-    """The tokens of a mask, and the slots after each that a conv so wide brings it to."""
-    out_BT = mask_BT.clone()
-    for lag in range(1, width):
-        out_BT[:, lag:] |= mask_BT[:, :-lag]
-    return out_BT
-
-
-def loss(slots_BT: Tensor, tokens_BT: Tensor, sides_BT: Tensor, width: int) -> Loss | None:
-    """The loss of a removal of slots, tokens and sides; None where it touches nothing of the prefix."""
-    reached_BT = smeared(tokens_BT | sides_BT, width)
-    gone_BT, anew_BT = slots_BT | reached_BT, reached_BT & ~slots_BT
-    gone_X, anew_X = (mask_BT.any(dim=0).nonzero()[:, 0] for mask_BT in (gone_BT, anew_BT))
-    return Loss(gone_X, gone_BT[:, gone_X], anew_X, anew_BT[:, anew_X], tokens_BT, sides_BT) if len(gone_X) else None
-
-
-class Part(NamedTuple):
-    """Some of the losses whose states are made at once: these, the rows that have them, and each row's own among their
-    states; None where row r's is state r % how many there are."""
-
-    losses: slice
-    row_R: Tensor | slice
-    at_R: Tensor | None
-
-
-class Losses:
-    """The distinct losses among those of R rows, a block of `prompts` rows each, and what is made of them alone: once for
-    all layers. A state has `state` numbers; `like` has the layer's type and place."""
-
-    def __init__(self, of: Sequence[Loss | None], prompts: int, width: int, state: int, like: Tensor):
-        self.each = list({id(loss): loss for loss in of if loss is not None}.values())
-        self.prompts, self.width, self.state = prompts, width, state
-        self.kind, self.device = torch.promote_types(like.dtype, torch.float32), like.device
-        number = {id(loss): i for i, loss in enumerate(self.each)}
-        # a row that loses nothing has the number after the last
-        number_R = torch.tensor([number.get(id(loss), len(self.each)) for loss in of]).repeat_interleave(prompts)
-        self._number_R, self._state_R = number_R, number_R * prompts + torch.arange(prompts).repeat(len(of))
-        self.rows = len(number_R)
-
-    def _on(self, x: Tensor) -> Tensor:
-        # a copy from the host that was waited for would wait for all the device has to do
-        return x.to(self.device, non_blocking=True)
-
-    @cached_property
-    def _slots_Y(self) -> Tensor:
-        return torch.cat([each.gone_X for each in self.each]).unique()
-
-    @cached_property
-    def slots_Y(self) -> Tensor:
-        """Every slot whose write goes."""
-        return self._on(self._slots_Y)
-
-    @cached_property
-    def anew(self) -> tuple[Tensor, Tensor] | None:
-        """The slots of every write that is put in, loss after loss, and the taps its conv is without."""
-        if not any(len(each.anew_X) for each in self.each):
-            return None
-        taps_BXK = torch.cat([cut_taps(each.tokens_BT, each.sides_BT, each.anew_X, self.width) for each in self.each], dim=1)
-        return self._on(torch.cat([each.anew_X for each in self.each])), self._on(taps_BXK)
-
-    @cached_property
-    def at_Y(self) -> Tensor:
-        """The slots of the table: those whose writes go, then those of the writes put in."""
-        return self.slots_Y if self.anew is None else torch.cat([self.slots_Y, self.anew[0]])
-
-    @cached_property
-    def _picks(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each loss, which of the table it is about, with weight 1 for what is gone, -1 for what is written in its place,
-        0 where not in that prompt."""
-        found, made = [], len(self._slots_Y)
-        for each in self.each:
-            weight_BX = torch.cat([each.gone_BX.to(self.kind), -each.anew_BX.to(self.kind)], dim=1)
-            at_X = torch.cat([torch.searchsorted(self._slots_Y, each.gone_X), made + torch.arange(len(each.anew_X))])
-            found.append((at_X, weight_BX))
-            made += len(each.anew_X)
-        return found
-
-    @cached_property
-    def picks(self) -> list[tuple[Tensor, Tensor]]:
-        return [(self._on(at_X), self._on(weight_BX)) for at_X, weight_BX in self._picks]
-
-    @cached_property
-    def few(self) -> bool:
-        """Whether each is of a few slots: then all are read at once."""
-        return max(len(at_X) for at_X, _ in self._picks) <= FEW
-
-    @cached_property
-    def _few(self) -> tuple[Tensor, Tensor]:
-        """The entries of the table, prompt after prompt, that each loss of a prompt is about, and their weights, X by V; the
-        last of V, those of a row that loses nothing, weigh nothing."""
-        size, wide = len(self._slots_Y) + sum(len(each.anew_X) for each in self.each), max(len(at_X) for at_X, _ in self._picks)
-        at_XUB = torch.zeros(wide, len(self.each) + 1, self.prompts, dtype=torch.long) + torch.arange(self.prompts) * size
-        weight_XUB = torch.zeros(at_XUB.shape, dtype=self.kind)
-        for i, (at_X, weight_BX) in enumerate(self._picks):
-            at_XUB[:len(at_X), i] += at_X[:, None]
-            weight_XUB[:len(at_X), i] = weight_BX.T
-        return at_XUB.flatten(1), weight_XUB.flatten(1)
-
-    @cached_property
-    def of_rows(self) -> tuple[Tensor, Tensor]:
-        """`_few`, by rows."""
-        return tuple(self._on(x_XV[:, self._state_R]) for x_XV in self._few)
-
-    def of_states(self, losses: slice) -> tuple[Tensor, Tensor]:
-        """`_few`, by losses and prompts."""
-        return tuple(x_XV[:, losses.start * self.prompts:losses.stop * self.prompts] for x_XV in self._few_on)
-
-    @cached_property
-    def _few_on(self) -> tuple[Tensor, ...]:
-        return tuple(map(self._on, self._few))
-
-    @cached_property
-    def row_R(self) -> list[Tensor]:
-        """The rows that have each loss."""
-        return [self._on((self._number_R == i).nonzero()[:, 0]) for i in range(len(self.each))]
-
-    @cached_property
-    def parts(self) -> list[Part]:
-        """The losses in parts whose states are made at once."""
-        found, size = [], max(1, STATES // (self.state * self.prompts)) if self.few else 1
-        for at in range(0, len(self.each), size):
-            losses = slice(at, min(at + size, len(self.each)))
-            row_R = ((losses.start <= self._number_R) & (self._number_R < losses.stop)).nonzero()[:, 0]
-            at_R = self._state_R[row_R] - at * self.prompts
-            in_step = torch.equal(at_R, torch.arange(len(at_R)) % ((losses.stop - at) * self.prompts))
-            found.append(Part(losses, slice(None) if len(row_R) == self.rows else self._on(row_R), None if in_step else self._on(at_R)))
-        return found
 
 
 def lost(mixer, before: tuple[Tensor, Tensor], losses: Losses, C_RLGN: Tensor, dt_RLH: Tensor, A_HN: Tensor) -> Tensor:
@@ -213,14 +70,6 @@ def _terms(mixer, conv_BYC: Tensor, dt_BTH: Tensor, at_Y: Tensor) -> Terms:
     # summed inside the span in float64: differences of a long float32 sum are off where they matter
     since_BYH = dt_BTH.double().flip(1).cumsum(1).flip(1)[:, at_Y] - dt_BTH[:, at_Y].double()
     return Terms(made.v_BLHP.to(kind) * made.dt_BLH.to(kind)[..., None], made.B_BLGN.to(kind), since_BYH)
-
-
-def cut_taps(tokens_BT: Tensor, sides_BT: Tensor, at_X: Tensor, width: int) -> Tensor:
-    """The taps, oldest first, that a causal conv so wide is without at some slots, BXK: of the tokens taken out; of those of
-    `sides` all but their own slot's."""
-    at_XK = at_X[:, None] + torch.arange(width, device=at_X.device)  # in the prefix padded by width - 1 in front
-    tokens_BXK, sides_BXK = (F.pad(mask_BT, (width - 1, 0))[:, at_XK] for mask_BT in (tokens_BT, sides_BT))
-    return tokens_BXK | (sides_BXK & (torch.arange(width, device=at_X.device) < width - 1))
 
 
 def conv_without(conv: nn.Conv1d, u_BTC: Tensor, at_X: Tensor, cut_BXK: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
-from mamba_mi.models.prefix import Loss, Losses, loss, smeared
+from mamba_mi.models.losses import Loss, Losses, loss, smeared
 
 
 class Gone(NamedTuple):
@@ -182,7 +182,7 @@ def _removal(trace, queries_BLH, slots_BT, tokens_BT, sides_BT, own: bool, dense
         trace.memory[key] = loss(*first, width) if before else None
     tails = [torch.nn.functional.pad(mask_BT, (width - 1, 0))[:, before:before + width - 1] for mask_BT in gone[1:]]
     masks = [*(mask_BT[:, before:] for mask_BT in gone), *tails]
-    inside = own or any(bool(mask.any()) for mask in masks)
+    inside = own or bool(torch.cat(masks, dim=1).any())
     return Removal(queries_BLH, *masks, own, trace.memory[key], inside, dense_BT[:, before:])
 
 
