@@ -40,7 +40,8 @@ def test_the_help_fits_a_terminal(command):
 
 @pytest.mark.parametrize("words", [words for words, _ in page.EXAMPLES])
 def test_every_example_of_the_help_is_accepted(command, words):
-    assert command(*words.replace("'", "").split()).code == 0
+    here = words.replace("'", "").replace("launcher=joblib", "")  # in processes of its own the runs would be real ones
+    assert command(*here.split()).code == 0
 
 
 def test_the_version_is_ours(command):
