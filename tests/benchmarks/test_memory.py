@@ -16,6 +16,7 @@ VARIANTS = pytest.mark.parametrize("variant", memory.SSM)
 
 
 @LINUX
+@pytest.mark.slow
 def test_the_benchmark_runs_and_writes_a_line_a_case(tmp_path):
     result = memory.run(["mamba2"], [64, 128], **TINY)
     write(tmp_path, "memory", result, memory.page(result))

@@ -86,6 +86,7 @@ def test_cells_that_change_nothing_prove_nothing(tmp_path):
         patching.check(ours, Here(hooks(ours, tmp_path), tmp_path), 1, "here")
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_says_what_could_not_be_timed(tmp_path, monkeypatch):
     if importlib.util.find_spec("nnsight"):
         pytest.skip("nnsight is installed here; this is about where it is not")

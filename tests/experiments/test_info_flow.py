@@ -52,7 +52,8 @@ AT = {"none": [()], "last": [(13,)], "subject": [(3, 4)], "relation": [(1, 2, *r
 
 
 @pytest.mark.parametrize("variant, query, queries", [
-    ("mamba1", "last", (13,)), ("mamba2", "last", (13,)), ("mamba2", "relation", (1, 2, *range(5, 14))), ("mamba1", "subject", (3, 4))])
+    ("mamba1", "last", (13,)), pytest.param("mamba2", "last", (13,), marks=pytest.mark.slow),
+    ("mamba2", "relation", (1, 2, *range(5, 14))), pytest.param("mamba1", "subject", (3, 4), marks=pytest.mark.slow)])
 def test_every_cell_is_a_full_forward_with_that_knockout(variant, query, queries):
     lm, items = loud(variant), prompts()
     experiment = flow(lm, items, query=query, sources=[*AT, "random"])

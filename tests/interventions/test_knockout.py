@@ -16,7 +16,7 @@ from mamba_mi.models.checkpoints import written
 from mamba_mi.models.mixer import Mixer
 from mamba_mi.models.state_spaces import published_config
 from mamba_mi.trace import NeverReached
-from tests.available import BACKENDS
+from tests.available import BACKENDS, at_once
 from tests.small import CONFIGS, small, tokens
 
 V, L = 61, 9
@@ -205,7 +205,7 @@ def sets():
     ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", at_once(["chunked", "attention"], BACKENDS))
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_the_cone_equals_one_full_forward_a_set(variant, backend):
     lm, tokens_BL, ledger = model(variant, backend=backend), tokens(3, L), Ledger()
