@@ -29,7 +29,8 @@ def statuses() -> list[str]:
 @pytest.mark.parametrize("words", [
     ["seed=0,1", "model=tiny,mamba-130m"], ["seeds=three", "method.tau=1.0", "cone.memory=1000"],
     ["model=mamba-130m,mamba2-130m", "dataset.path='a,b.csv'"], ["method.sites=[resid],[out,scan_out]", "dataset.n=null"],
-    ["model.path=null,./x", "debug=fast"], ["sweep=models_mamba1", "threads=1"], ["model=glob(tiny*)"],
+    pytest.param(["model.path=null,./x", "debug=fast"], marks=pytest.mark.slow), pytest.param(["sweep=models_mamba1", "threads=1"], marks=pytest.mark.slow),
+    pytest.param(["model=glob(tiny*)"], marks=pytest.mark.slow),
 ], ids=" ".join)
 def test_the_planned_runs_are_those_that_are_run(command, words):
     answer = command("-m", *words)

@@ -12,7 +12,7 @@ from mamba_mi import Edit, Knockout, Scale, Site, StateEdit, Trace, UserError, e
 from mamba_mi.config import stream
 from mamba_mi.interventions import Ledger
 from mamba_mi.models.densemamba import their_name
-from tests.available import BACKENDS
+from tests.available import BACKENDS, SOME
 from tests.small import small, tokens
 
 V, L = 45, 9
@@ -135,7 +135,7 @@ def sets():
     ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SOME)
 @pytest.mark.parametrize("dense", [(), (1, 2, 3)])
 def test_the_cone_equals_one_full_forward_a_set(backend, dense):
     lm, tokens_BL, ledger = model(backend), ids(3), Ledger()

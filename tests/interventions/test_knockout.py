@@ -16,7 +16,7 @@ from mamba_mi.models.checkpoints import written
 from mamba_mi.models.mixer import Mixer
 from mamba_mi.models.state_spaces import published_config
 from mamba_mi.trace import NeverReached
-from tests.available import BACKENDS, at_once
+from tests.available import BACKENDS, SOME
 from tests.small import CONFIGS, small, tokens
 
 V, L = 61, 9
@@ -205,7 +205,7 @@ def sets():
     ]
 
 
-@pytest.mark.parametrize("backend", at_once(["chunked", "attention"], BACKENDS))
+@pytest.mark.parametrize("backend", SOME)
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_the_cone_equals_one_full_forward_a_set(variant, backend):
     lm, tokens_BL, ledger = model(variant, backend=backend), tokens(3, L), Ledger()
@@ -229,7 +229,7 @@ def test_a_distinct_set_of_sources_costs_one_scan_however_many_queries_and_knock
 
 
 @pytest.mark.parametrize("conv", CONVS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SOME)
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_gradients_through_a_knockout_are_their_finite_differences(variant, backend, conv):
     lm, tokens_BL = model(variant, backend=backend), tokens(2, L)

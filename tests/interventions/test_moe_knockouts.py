@@ -12,7 +12,7 @@ from mamba_mi.config import stream
 from mamba_mi.interventions import Ledger, contrast, evaluate
 from mamba_mi.models.moe import Feed
 from mamba_mi.trace import NeverReached
-from tests.available import BACKENDS
+from tests.available import SOME
 
 L = 9
 CONVS = ("scan", "conv", "both")
@@ -30,7 +30,7 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=SOME)
 def lm(request, folders, name):
     return load(folders[name][0], backend=request.param, dtype="float64")
 
