@@ -4,7 +4,8 @@ import torch
 
 from mamba_mi.config import UserError, stream
 from mamba_mi.interventions import Ablate, Add, Edit, Ledger, Replace, Scale, StateEdit, contrast, evaluate
-from mamba_mi.trace import NeverReached, Site, Trace
+from mamba_mi.interventions.knockout import Knockout
+from mamba_mi.trace import BLIND, NeverReached, Site, Trace
 from tests.small import CONFIGS, small, tokens
 
 L = 12
@@ -126,3 +127,20 @@ def test_what_can_never_be_reached_raises(edit):
 def test_nothing_to_evaluate_raises():
     with pytest.raises(UserError, match="no intervention sets"):
         evaluate(small("mamba2"), tokens(1, 3), [], lambda x: x)
+
+
+def test_a_set_that_changes_nothing_is_the_clean_run_and_runs_nothing_beside_it():
+    lm, tokens_BL, edit = small("mamba2"), tokens(2, L), Edit(Site(1, "out"), -1, Scale(0.5))
+    alone, beside = Ledger(), Ledger()
+    evaluate(lm, tokens_BL, [(edit,)], lambda x: x[..., :61], ledger=alone)
+    got, clean = contrast(lm, tokens_BL, [(edit,), (), ()], lambda x: x[..., :61], ledger=beside)
+    assert torch.equal(got[1], clean[1]) and beside.token_layers == alone.token_layers
+
+
+def test_a_layer_that_asks_for_no_knockouts_is_found_out():
+    lm = small("mamba2")
+    deaf = lm.layers[1]
+    forward = deaf.forward
+    deaf.forward = lambda resid_BLD, trace, past, keep: forward(resid_BLD, BLIND, past, keep)
+    with pytest.raises(NeverReached, match=r"never reached at site 1\.knockout: any position"):
+        evaluate(lm, tokens(1, L), [(Knockout((0, 1), -1, 3),)], lambda x: x)
