@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -rs $(PYTEST_ARGS)
 
 help:
 	@echo "make demo       the main job, from nothing to a report: python launch.py  (ARGS='model=tiny seed=1')"
-	@echo "make test       the tests in about a minute                            (PYTEST_ARGS='-n 8 -k patching')"
+	@echo "make test       the tests: some 12 minutes on two cores                (PYTEST_ARGS='-n 8 -k patching')"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff"
 	@echo "make clean      removes caches and build leftovers; keeps $(VENV) and every result"
