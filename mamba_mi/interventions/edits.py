@@ -1,8 +1,11 @@
 """Edits: frozen data that say at which site, at which positions, and what is done to the value there."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 
+import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError
@@ -28,8 +31,7 @@ class Edit:
         if self.positions != ALL:
             if isinstance(self.positions, str):
                 raise UserError(f"positions={self.positions!r}: give a position, several, or \"all\"")
-            several = [self.positions] if isinstance(self.positions, int) else self.positions
-            object.__setattr__(self, "positions", tuple(int(p) for p in several))
+            object.__setattr__(self, "positions", whole_numbers("positions", self.positions))
             if not self.positions or len(set(self.positions)) < len(self.positions):
                 raise UserError(f"positions={self.positions}: at least one, and each once")
         named = getattr(self.site, "position", None)
@@ -93,3 +95,15 @@ class StateEdit:
     @property
     def sites(self) -> tuple[Site, ...]:
         return (Site(self.layer, "state"),)
+
+
+def whole_numbers(name: str, asked) -> tuple[int, ...]:
+    """One or several; what is no whole number is refused, never rounded or read from letters."""
+    alone = isinstance(asked, str) or not isinstance(asked, Iterable) or getattr(asked, "ndim", 1) == 0
+    try:
+        several = (asked,) if alone else tuple(asked)
+        if any(isinstance(i, bool) or getattr(i, "dtype", None) == torch.bool for i in several):
+            raise TypeError
+        return tuple(index(i) for i in several)
+    except TypeError:
+        raise UserError(f"{name}={asked!r}: give a whole number or several, such as 3 or (3, 4)") from None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_mi.config import UserError, did_you_mean
-from mamba_mi.interventions.edits import ALL
+from mamba_mi.interventions.edits import ALL, whole_numbers
 from mamba_mi.trace import KNOCKOUT, Site
 
 Places = int | tuple[int, ...] | str | Tensor
@@ -109,7 +109,7 @@ class Knockout:
 
 
 def _counted(name: str, asked) -> tuple[int, ...]:
-    several = (asked,) if isinstance(asked, int) else tuple(int(i) for i in asked)
+    several = whole_numbers(f"Knockout: {name}", asked)
     if not several or len(set(several)) < len(several) or min(several) < 0:
         raise UserError(f"Knockout({name}={asked}): at least one, each once, counted from 0")
     return several
@@ -125,7 +125,7 @@ def _places(name: str, asked) -> Places:
         if asked != ALL:
             raise UserError(f"Knockout({name}={asked!r}): give a position, several, \"all\" or a boolean mask")
         return asked
-    several = (asked,) if isinstance(asked, int) else tuple(int(p) for p in asked)
+    several = whole_numbers(f"Knockout: {name}", asked)
     if len(set(several)) < len(several):
         raise UserError(f"Knockout({name}={several}): each position once")
     return several

@@ -317,3 +317,22 @@ def test_a_pass_that_goes_on_from_a_state_holds_the_source_or_says_so(variant):
 def test_what_does_not_fit_says_so(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("wrong", [3.7, [3.0], "3", "34", ["1"], True, [False], torch.tensor([1.0]), torch.tensor(2.5), "all"], ids=str)
+def test_what_is_no_whole_number_is_refused_and_never_rounded(wrong):
+    for given, more in (((wrong, -1, 1), {}), ((0, -1, 1), {"heads": wrong})):
+        with pytest.raises(UserError, match="give a whole number or several, such as 3 or .3, 4."):
+            Knockout(*given, **more)
+    if not isinstance(wrong, str):
+        for given in ((0, wrong, 1), (0, -1, wrong)):
+            with pytest.raises(UserError, match="Knockout: (queries|sources)=.*give a whole number|a tensor must be a boolean mask"):
+                Knockout(*given)
+        with pytest.raises(UserError, match="positions=.*give a whole number"):
+            Edit(Site(0, "out"), wrong, Scale(0.0))
+
+
+def test_any_whole_numbers_will_do():
+    assert Knockout(torch.tensor([2, 1]), -1, np.int64(1)).layers == (2, 1)
+    assert Knockout(range(2), (np.int32(3),), {1}).queries == (3,)
+    assert Edit(Site(0, "out"), torch.tensor(4), Scale(0.0)).positions == (4,)
