@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pyarrow", "hydra-core", "omegaconf")
+LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pyarrow", "hydra-core", "omegaconf", "numba", "triton", "mamba-ssm", "causal-conv1d")
 
 
 def versions() -> dict[str, str | None]:

@@ -38,7 +38,7 @@ def test_a_finished_run_says_all_that_is_asked_of_a_manifest(tmp_path):
     assert set(asked.split()) <= set(said) and "error" not in said
     assert (said["status"], said["seed"], said["run_id"], said["resumed"]) == ("done", 0, "abc", 0)
     assert said["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"torch", "transformers", "hydra-core", "mamba_mi"} <= set(said["versions"])
+    assert {"torch", "transformers", "hydra-core", "mamba_mi", "numba", "triton", "mamba-ssm", "causal-conv1d"} <= set(said["versions"])
     assert said["platform"]["host"] == os.uname().nodename and said["platform"]["cores"] >= 1
 
 
