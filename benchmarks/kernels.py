@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -131,23 +132,33 @@ def _cell(x: dict | None) -> str:
     return "" if x is None else f"**{x['median']:.2f}** ({x['min']:.2f}–{x['max']:.2f})"
 
 
-def rows_of(path: Path) -> list[dict]:
-    """The rows that were measured before; UserError where they are not of this machine."""
+def results_of(path: Path) -> dict:
+    """What was measured before; UserError where they are not of this machine."""
     if not path.is_file():
         raise UserError(f"--resume: there is no {path} to go on from")
     try:
         before, now = json.loads(path.read_text()), describe("torch", "transformers")
-    except ValueError as error:
-        raise UserError(f"--resume: {path.name} cannot be read ({error}); without --resume it is written anew") from None
-    if other := [f"{what} {before['machine'].get(what)}, now {x}" for what, x in now.items() if before["machine"].get(what) != x]:
-        raise UserError(f"--resume: {path.name} was measured elsewhere ({'; '.join(other)}): its rows say nothing beside new ones")
-    return before["rows"]
+        if other := [f"{what} {before['machine'].get(what)}, now {x}" for what, x in now.items() if before["machine"].get(what) != x]:
+            raise UserError(f"--resume: {path.name} was measured elsewhere ({'; '.join(other)}): its rows say nothing beside new ones")
+        page(before)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"--resume: {path.name} cannot be read ({type(error).__name__}: {error}); without --resume it is written anew") from None
+    return before
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1 on")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        if math.isfinite(seconds := float(text)) and seconds >= 0:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: give a number of seconds from 0 on")
 
 
 def main(argv=None) -> None:
@@ -157,7 +168,7 @@ def main(argv=None) -> None:
     parser.add_argument("--length", nargs="+", type=_count, default=[32, 128, 512, 2048, 8192, 65536])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     parser.add_argument("--repeats", type=_count, default=3, help="rounds a shape, at least (3)")
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds a shape, unless --repeats need more (10)")
+    parser.add_argument("--budget", type=_seconds, default=10.0, help="seconds a shape, unless --repeats need more (10)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the Markdown and the JSON")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are in the folder's JSON, and measure the others")
     args = parser.parse_args(argv)
@@ -165,14 +176,16 @@ def main(argv=None) -> None:
         models.device_of(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
         name = "kernels" if args.device == "cpu" else "kernels_gpu"
-        known = rows_of(args.out / f"{name}.json") if args.resume else ()
+        before = results_of(args.out / f"{name}.json") if args.resume else {"rows": ()}
     except (UserError, OSError) as error:
         parser.error(str(error))
     asked = "".join(f" --{flag} {' '.join(map(str, x)) if isinstance(x, list) else x}"
                     for flag, x in vars(args).items() if flag not in ("out", "resume") and x != parser.get_default(flag))
-    run(args.model, args.length, device=args.device, repeats=args.repeats, budget=args.budget, asked=asked, known=known,
+    run(args.model, args.length, device=args.device, repeats=args.repeats, budget=args.budget, asked=asked, known=before["rows"],
         made=lambda result: write(args.out, name, result, page(result)))
     page_of = args.out / f"{name}.md"
+    if before["rows"] and not page_of.is_file():  # all that was asked for is there already
+        write(args.out, name, before, page(before))
     if not page_of.is_file():
         parser.error(f"nothing to measure of {' '.join(args.model)} at {' '.join(map(str, args.length))} tokens: models of 1b and more are timed at up to {LARGE} tokens on a CPU")
     print(page_of.read_text())

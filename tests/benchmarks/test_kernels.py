@@ -39,16 +39,26 @@ def test_what_was_measured_here_before_is_kept(tmp_path, capsys):
     made = []
     kernels.run(["mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, **TINY)
     write(tmp_path, "kernels", made[0], kernels.page(made[0]))
-    known = kernels.rows_of(tmp_path / "kernels.json")
+    known = kernels.results_of(tmp_path / "kernels.json")["rows"]
     kernels.run(["mamba-130m", "mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, known=known, **TINY)
     assert len(made) == 2 and made[1]["rows"][1] == made[0]["rows"][0] and made[1]["rows"][0]["model"] == "mamba-130m"
     write(tmp_path, "kernels", made[0] | {"machine": made[0]["machine"] | {"cpu": "an abacus"}}, "")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "kernels.json").write_text("{broken")
-    for folder, said in ((tmp_path / "broken", "kernels.json cannot be read (Expecting"), (tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
+    for i, text in enumerate(("{broken", "[]", "{}", json.dumps(made[0] | {"rows": [{"a": 1}]}), json.dumps(made[0] | {"rows": 3}))):
+        (tmp_path / f"broken{i}").mkdir()
+        (tmp_path / f"broken{i}" / "kernels.json").write_text(text)
+    for folder, said in (*((tmp_path / f"broken{i}", "kernels.json cannot be read (") for i in range(5)), (tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
         with pytest.raises(SystemExit):
             kernels.main(["--resume", "--out", str(folder)])
         assert said in capsys.readouterr().err
+
+
+def test_rows_that_are_all_there_are_a_page(tmp_path, capsys):
+    made = []
+    kernels.run(["mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, **TINY)
+    write(tmp_path, "kernels", made[0], "")
+    (tmp_path / "kernels.md").unlink()
+    kernels.main(["--resume", "--model", "mamba2-130m", "--length", "3", "--out", str(tmp_path)])
+    assert (tmp_path / "kernels.md").read_text() == kernels.page(made[0]) in capsys.readouterr().out
 
 
 def test_the_floor_is_every_product_with_a_weight_once():
@@ -78,6 +88,7 @@ def test_a_backend_that_disagrees_is_not_timed(monkeypatch):
 
 @pytest.mark.parametrize(("flags", "said"), [
     (["--length", "0"], "0: give a whole number from 1 on"), (["--repeats", "-1"], "give a whole number from 1 on"),
+    (["--budget", "-1"], "-1: give a number of seconds from 0 on"), (["--budget", "nan"], "nan: give a number"), (["--budget", "x"], "x: give a number"),
     (["--device", "gpu"], "device=gpu: "), (["--device", "cuda:9"], "device=cuda:9: "), (["--out", "/dev/null/x"], "/dev/null/x")])
 def test_a_wrong_flag_is_a_line(flags, said, capsys):
     with pytest.raises(SystemExit):
