@@ -43,10 +43,12 @@ def test_what_was_measured_here_before_is_kept(tmp_path, capsys):
     kernels.run(["mamba-130m", "mamba2-130m"], [3], repeats=1, budget=0.0, made=made.append, known=known, **TINY)
     assert len(made) == 2 and made[1]["rows"][1] == made[0]["rows"][0] and made[1]["rows"][0]["model"] == "mamba-130m"
     write(tmp_path, "kernels", made[0] | {"machine": made[0]["machine"] | {"cpu": "an abacus"}}, "")
-    for i, text in enumerate(("{broken", "[]", "{}", json.dumps(made[0] | {"rows": [{"a": 1}]}), json.dumps(made[0] | {"rows": 3}))):
+    broken = {"{broken": "JSONDecodeError: Expecting", "[]": "TypeError: list", "{}": "KeyError: 'machine'",
+              json.dumps(made[0] | {"rows": [{"a": 1}]}): "KeyError: 'floors'", json.dumps(made[0] | {"rows": 3}): "TypeError: 'int'"}
+    for i, text in enumerate(broken):
         (tmp_path / f"broken{i}").mkdir()
         (tmp_path / f"broken{i}" / "kernels.json").write_text(text)
-    for folder, said in (*((tmp_path / f"broken{i}", "kernels.json cannot be read (") for i in range(5)), (tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
+    for folder, said in (*((tmp_path / f"broken{i}", f"kernels.json cannot be read ({why}") for i, why in enumerate(broken.values())), (tmp_path, "measured elsewhere (cpu an abacus, now "), (tmp_path / "none", "there is no ")):
         with pytest.raises(SystemExit):
             kernels.main(["--resume", "--out", str(folder)])
         assert said in capsys.readouterr().err
